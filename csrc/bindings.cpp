@@ -1,0 +1,65 @@
+// The only file that sees Python. Pointers come as integers and were checked in Python; no arithmetic here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ftso.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// How often each kernel ran, by the name that the kernel itself returned: "skip_cell_fwd/avx512".
+std::map<std::string, int64_t> calls;
+
+template <typename T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <typename Launch>
+void counted(const char* kernel, Launch launch) {
+  const char* isa;
+  {
+    py::gil_scoped_release release;
+    isa = launch();
+  }
+  ++calls[std::string(kernel) + "/" + isa];
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled core of ftso_fast: raw pointers, no checks. Call it through ftso_fast.kernels.";
+  m.def("skip_cell_fwd", [](int64_t B, int64_t C, int64_t HW, int64_t k, uintptr_t x0, uintptr_t x1, uintptr_t weights,
+                            uintptr_t out, int threads) {
+    counted("skip_cell_fwd", [&] {
+      return ftso::skip_cell_fwd(B, C, HW, k, at<const float>(x0), at<const float>(x1), at<const float>(weights),
+                                 at<float>(out), threads);
+    });
+  });
+  m.def("skip_cell_bwd",
+        [](int64_t B, int64_t C, int64_t HW, int64_t k, uintptr_t grad_out, uintptr_t x0, uintptr_t x1,
+           uintptr_t weights, uintptr_t grad_x0, uintptr_t grad_x1, uintptr_t grad_weights, int threads) {
+          counted("skip_cell_bwd", [&] {
+            return ftso::skip_cell_bwd(B, C, HW, k, at<const float>(grad_out), at<const float>(x0), at<const float>(x1),
+                                       at<const float>(weights), at<float>(grad_x0), at<float>(grad_x1),
+                                       at<float>(grad_weights), threads);
+          });
+        });
+  m.def("calls", [] { return calls; });
+  m.def("reset_calls", [] { calls.clear(); });
+  m.def("isa", [] { return std::string(ftso::kernels().isa); });
+  m.def(
+      "force_isa", [](const std::optional<std::string>& name) { ftso::force_isa(name ? name->c_str() : nullptr); },
+      py::arg("name").none(true));
+  m.def("available_isas", [] {
+    const char* names[8];
+    const int n = ftso::available_isas(names, 8);
+    return std::vector<std::string>(names, names + n);
+  });
+}

@@ -1,0 +1,85 @@
+#include <pthread.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "ftso.h"
+
+namespace ftso {
+namespace {
+
+// An OpenMP region in a child forked after one ran in its parent waits for threads that are not there.
+bool forked = false;
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+struct Shuffle {
+  std::vector<int32_t> channels, lengths;
+  int64_t longest = 0;
+
+  // out[c * k + g] = in[g * (C / k) + c]
+  Shuffle(int64_t C, int64_t k) {
+    std::vector<char> seen(C, 0);
+    for (int64_t first = 0; first < C; ++first) {
+      if (seen[first]) continue;
+      int64_t length = 0;
+      for (int64_t c = first; !seen[c]; c = (c % (C / k)) * k + c / (C / k), ++length) {
+        seen[c] = 1;
+        channels.push_back(static_cast<int32_t>(c));
+      }
+      lengths.push_back(static_cast<int32_t>(length));
+      longest = std::max(longest, length);
+    }
+  }
+  SkipCell cell(int64_t C, int64_t HW) const {
+    return {C, HW, channels.data(), lengths.data(), static_cast<int32_t>(lengths.size())};
+  }
+};
+
+// One parallel region over the images; each thread gets a range and a scratch of its own.
+template <typename Work>
+void over_images(int64_t B, int threads, int64_t scratch_floats, Work work) {
+  if (forked) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int part = 0; part < threads; ++part) {
+    std::vector<float> scratch(scratch_floats);
+    work(B * part / threads, B * (part + 1) / threads, scratch.data());
+  }
+}
+
+}  // namespace
+
+const char* skip_cell_fwd(int64_t B, int64_t C, int64_t HW, int64_t k, const float* x0, const float* x1,
+                          const float* weights, float* out, int threads) {
+  const Kernels& isa = kernels();
+  const Shuffle shuffle(C, k);
+  const SkipCell cell = shuffle.cell(C, HW);
+  const char* ran = isa.isa;
+  over_images(B, threads, 0, [&](int64_t begin, int64_t end, float*) {
+    const char* name = isa.skip_cell_fwd(cell, begin, end, x0, x1, weights, out);
+    if (begin == 0) ran = name;
+  });
+  return ran;
+}
+
+const char* skip_cell_bwd(int64_t B, int64_t C, int64_t HW, int64_t k, const float* grad_out, const float* x0,
+                          const float* x1, const float* weights, float* grad_x0, float* grad_x1, float* grad_weights,
+                          int threads) {
+  const Kernels& isa = kernels();
+  const Shuffle shuffle(C, k);
+  const SkipCell cell = shuffle.cell(C, HW);
+  std::vector<double> dots(grad_weights ? B * kEdges : 0);
+  const char* ran = isa.isa;
+  over_images(B, threads, skip_cell_scratch(shuffle.longest), [&](int64_t begin, int64_t end, float* scratch) {
+    const char* name = isa.skip_cell_bwd(cell, begin, end, grad_out, x0, x1, weights, grad_x0, grad_x1,
+                                         grad_weights ? dots.data() : nullptr, scratch);
+    if (begin == 0) ran = name;
+  });
+  for (int e = 0; grad_weights && e < kEdges; ++e) {
+    double sum = 0;
+    for (int64_t b = 0; b < B; ++b) sum += dots[b * kEdges + e];
+    grad_weights[e] = static_cast<float>(sum);
+  }
+  return ran;
+}
+
+}  // namespace ftso

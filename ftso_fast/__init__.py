@@ -1,0 +1,28 @@
+"""ftso_fast: find a convolutional cell architecture in one iteration (FTSO), on compiled kernels."""
+
+from .config import CIFAR10, CIFAR10_BATCH64, IMAGENET, PRESETS, SearchConfig
+from .errors import DataError, NumericalError, UsageError
+from .genotype import PRIMITIVES, Genotype
+from .result import SearchResult
+from .search import search
+from .space import DARTS, SearchSpace
+from .supernet import SuperNet
+
+__version__ = "0.1.0"
+__all__ = [
+    "CIFAR10",
+    "CIFAR10_BATCH64",
+    "DARTS",
+    "IMAGENET",
+    "PRESETS",
+    "PRIMITIVES",
+    "DataError",
+    "Genotype",
+    "NumericalError",
+    "SearchConfig",
+    "SearchResult",
+    "SearchSpace",
+    "SuperNet",
+    "UsageError",
+    "search",
+]

@@ -1,0 +1,90 @@
+"""Counter-based random numbers, the orders and halves drawn from them, and the augmentation of uint8 images.
+
+A draw is a pure function of (seed, stream, epoch, index of the image): never of the batch that the image is
+in, of the number of workers, or of what was drawn before. A resumed search needs no stored generator state.
+"""
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+__all__ = ["ARCHITECTURE", "BOTH", "SPLIT", "WEIGHTS", "augment", "draws", "halves", "order"]
+
+SPLIT, WEIGHTS, ARCHITECTURE, BOTH = 0, 1, 2, 3
+"""Streams: the split into halves, the weight half, the architecture half, one iterable that feeds both."""
+_CROP = 16
+"""Added to a stream's number for the crops and flips, so that they do not depend on the shuffle."""
+
+PAD = 4
+MEAN = (0.49139968, 0.48215827, 0.44653124)
+STD = (0.24703233, 0.24348505, 0.26158768)
+"""CIFAR's channel means and deviations on 0..1 (spec.md 2.1, from PC-DARTS' utils.py)."""
+
+_MASK = (1 << 64) - 1
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _finalise(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def draws(seed: int, stream: int, epoch: int, index: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """64 random bits for each index, N -> N: SplitMix64 seeded by a mix of seed, stream and epoch.
+
+    Written out here because numpy's Generator streams may change between versions (NEP 19), and a search must
+    give the same bytes for the same seed. Source: Steele, Lea, Flood, "Fast splittable pseudorandom number
+    generators" (2014), constants of Vigna's splitmix64.c.
+    """
+    key = np.zeros(1, np.uint64)
+    for word in (seed, stream, epoch):
+        key = _finalise((key ^ np.uint64(word & _MASK)) + _GOLDEN)
+    return _finalise(key + (index.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+
+
+def order(n: int, seed: int, stream: int, epoch: int) -> NDArray[np.int64]:
+    """The shuffled order of 0..n-1 in one epoch of a stream."""
+    return np.argsort(draws(seed, stream, epoch, np.arange(n)), kind="stable")
+
+
+def halves(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Two disjoint sorted index sets that cover 0..N-1, for labels (N): (weights, architecture).
+
+    Stratified: each class is shuffled and split within one image of even; the odd ones go to alternate sides,
+    so the two halves differ by at most one image (the weights get it).
+    """
+    by_class = np.lexsort((draws(seed, SPLIT, 0, np.arange(len(labels))), labels))
+    return np.sort(by_class[0::2]), np.sort(by_class[1::2])
+
+
+def augment(images: NDArray[np.uint8], seed: int, stream: int, epoch: int, index: NDArray[np.int64]) -> torch.Tensor:
+    """uint8 B,H,W,C (C in {1, 3}) -> float32 B,C,H,W: zero-pad by 4, crop back, flip left-right, normalise.
+
+    The top 24 bits of an image's draw choose the crop's row, the next 24 its column, the lowest bit the flip.
+    The padding is black *before* normalisation, as torchvision's RandomCrop in PC-DARTS' transform pads.
+    One channel is normalised by the mean of the three means and of the three deviations.
+    """
+    count, height, width, channels = images.shape
+    bits = draws(seed, stream + _CROP, epoch, index)
+    span = np.uint64(2 * PAD + 1)
+    rows = ((bits >> np.uint64(40)) * span) >> np.uint64(24)
+    columns = (((bits >> np.uint64(16)) & np.uint64(0xFFFFFF)) * span) >> np.uint64(24)
+    padded = np.zeros((count, height + 2 * PAD, width + 2 * PAD, channels), np.uint8)
+    padded[:, PAD:-PAD, PAD:-PAD] = images
+    windows = sliding_window_view(padded, (height, width), axis=(1, 2))
+    crops = np.ascontiguousarray(windows[np.arange(count), rows.astype(np.int64), columns.astype(np.int64)])
+    flip = (bits & np.uint64(1)).astype(bool)
+    crops[flip] = crops[flip][..., ::-1]
+    scale, shift = _normalisation(channels)
+    return torch.from_numpy(crops).to(torch.float32).mul_(scale).sub_(shift)
+
+
+def _normalisation(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scale, shift), each C,1,1, with x * scale - shift == (x / 255 - mean) / std."""
+    mean, std = np.array(MEAN), np.array(STD)
+    if channels == 1:
+        mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+    scale, shift = 1 / (255 * std), mean / std
+    return tuple(torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (scale, shift))  # type: ignore[return-value]

@@ -1,0 +1,68 @@
+"""The two optimizers of the search, each equal to its namesake in torch.optim (a test compares them).
+
+Written out because constructing any torch.optim optimizer imports torch._dynamo and triton: over a second in a
+fresh process, several times a whole one-iteration search.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Adam:
+    """Adam with coupled weight decay on a few small tensors (Kingma & Ba, 2015; algorithm 1)."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        self.tensors, self.lr, self.betas, self.eps, self.weight_decay = tensors, lr, betas, eps, weight_decay
+        self.first = [torch.zeros_like(t, requires_grad=False) for t in tensors]
+        self.second = [torch.zeros_like(t, requires_grad=False) for t in tensors]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, grads: Sequence[Tensor]) -> None:
+        self.steps += 1
+        decay_1, decay_2 = self.betas
+        size = self.lr / (1 - decay_1**self.steps)
+        unbias = math.sqrt(1 - decay_2**self.steps)
+        for t, g, m, v in zip(self.tensors, grads, self.first, self.second, strict=True):
+            g = g + self.weight_decay * t
+            m.lerp_(g, 1 - decay_1)
+            v.mul_(decay_2).addcmul_(g, g, value=1 - decay_2)
+            t.addcdiv_(m, v.sqrt() / unbias + self.eps, value=-size)
+
+
+class SGD:
+    """Stochastic gradient descent with momentum and coupled weight decay."""
+
+    def __init__(self, tensors: Sequence[Tensor], momentum: float, weight_decay: float) -> None:
+        self.tensors, self.momentum, self.weight_decay = tensors, momentum, weight_decay
+        self.velocity: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def step(self, grads: Sequence[Tensor], lr: float) -> None:
+        directions = [g + self.weight_decay * t for t, g in zip(self.tensors, grads, strict=True)]
+        if self.velocity is None:
+            self.velocity = directions
+        else:
+            for v, d in zip(self.velocity, directions, strict=True):
+                v.mul_(self.momentum).add_(d)
+        for t, v in zip(self.tensors, self.velocity, strict=True):
+            t.sub_(v, alpha=lr)
+
+
+def clip_norm(grads: Sequence[Tensor], limit: float) -> Tensor:
+    """Scale `grads` in place so that their common 2-norm is at most `limit`; returns the norm before."""
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for g in grads:
+        g.mul_(scale)
+    return norm

@@ -1,0 +1,165 @@
+"""The topology super-network: PC-DARTS' network with the skip connection as its only operator (FTSO, section 3.2).
+
+Edge weights: one vector of 14 betas for all normal cells and one for all reduction cells; an edge weighs its
+softmax among the edges of its node. Partial channels: an operator sees the first 1/k of the channels, the rest
+bypasses it, a channel shuffle mixes both (PC-DARTS, section 3.1). At stride 1 a skip connection then is the
+shuffle alone, so a normal cell is one operation (`kernels.skip_cell`); at stride 2 it is a FactorizedReduce of
+its own per edge beside a max-pooled bypass.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import UsageError
+from .kernels import channel_shuffle, skip_cell
+from .operations import FactorizedReduce, ReLUConvBN, batch_norm
+from .space import DARTS, SearchSpace
+
+BETA_SPREAD = 1e-3
+
+
+class Cell(nn.Module):
+    """Four nodes over two inputs; (B, c_prev_prev, ...), (B, c_prev, H, W) -> (B, 4C, H, W), halved in a reduction.
+
+    Parameters, in PC-DARTS' order: preprocess0, preprocess1, then (reduction cell) one FactorizedReduce for each
+    of the eight edges that start at an input.
+    """
+
+    def __init__(
+        self,
+        c_prev_prev: int,
+        c_prev: int,
+        C: int,
+        k: int,
+        reduction: bool,
+        reduction_prev: bool,
+        n_nodes: int,
+    ) -> None:
+        super().__init__()
+        self.k, self.n_nodes, self.reduction = k, n_nodes, reduction
+        before = FactorizedReduce if reduction_prev else ReLUConvBN
+        self.preprocess0 = before(c_prev_prev, C)
+        self.preprocess1 = ReLUConvBN(c_prev, C)
+        n_strided = 2 * n_nodes if reduction else 0
+        self.edges = nn.ModuleList(FactorizedReduce(C // k, C // k) for _ in range(n_strided))
+
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
+        x0, x1 = self.preprocess0(s0), self.preprocess1(s1)
+        return self._reduce(x0, x1, weights) if self.reduction else skip_cell(x0, x1, weights, self.k)
+
+    def _reduce(self, x0: Tensor, x1: Tensor, weights: Tensor) -> Tensor:
+        processed = x0.shape[1] // self.k
+        inputs = (x0[:, :processed], x1[:, :processed])
+        # the bypass of an input is the same on all its edges, so it is pooled once
+        bypass = [F.max_pool2d(x[:, processed:], 2) for x in (x0, x1)] if self.k > 1 else []
+        states: list[Tensor] = []
+        at = 0
+        for node in range(self.n_nodes):
+            w = weights[at : at + 2 + node]
+            at += 2 + node
+            total = w[0] * self.edges[2 * node](inputs[0]) + w[1] * self.edges[2 * node + 1](inputs[1])
+            if bypass:
+                total = torch.cat((total, w[0] * bypass[0] + w[1] * bypass[1]), 1)
+            for i, x in enumerate(states, 2):
+                total = total + w[i] * x
+            states.append(channel_shuffle(total, self.k))
+        return torch.cat(states, 1)
+
+
+class SuperNet(nn.Module):
+    """Images (B, in_channels, H, W), H and W divisible by 4, to logits (B, classes).
+
+    Stem, `layers` cells of which those at layers//3 and 2*layers//3 halve the image and double the channels,
+    mean over the image, linear classifier. `betas_normal` and `betas_reduce` (float64, 1e-3 times a standard
+    normal draw) are outside `parameters()`. Always normalises by the batch's own statistics. Random numbers come
+    from torch's global generator: weights first, then betas.
+
+    Raises UsageError where k does not divide the channels or a size is not positive.
+    Source: FTSO section 3.2 and Table 4; PC-DARTS, section 3.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        channels: int = 16,
+        layers: int = 8,
+        k: int = 4,
+        in_channels: int = 3,
+        space: SearchSpace = DARTS,
+    ) -> None:
+        super().__init__()
+        for name, value in (("classes", classes), ("channels", channels), ("layers", layers), ("k", k)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name}: expected a positive whole number, got {value!r}")
+        if channels % k:
+            raise UsageError(f"k: expected a divisor of the {channels} channels (1/k of them are processed), got {k}")
+        if in_channels not in (1, 3):
+            raise UsageError(f"in_channels: expected 1 (grey) or 3 (colour), got {in_channels!r}")
+        self.space = space
+        self.in_channels = in_channels
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False),
+            batch_norm(3 * channels, affine=True),
+        )
+        c_prev_prev, c_prev, C = 3 * channels, 3 * channels, channels
+        self.cells = nn.ModuleList()
+        reduction_prev = False
+        for i in range(layers):
+            reduction = i in (layers // 3, 2 * layers // 3)
+            C *= 1 + reduction
+            self.cells.append(Cell(c_prev_prev, c_prev, C, k, reduction, reduction_prev, space.n_nodes))
+            reduction_prev = reduction
+            c_prev_prev, c_prev = c_prev, space.n_nodes * C
+        self.classifier = nn.Linear(c_prev, classes)
+        self.betas_normal, self.betas_reduce = (
+            (BETA_SPREAD * torch.randn(space.n_edges, dtype=torch.float64)).requires_grad_() for _ in range(2)
+        )
+
+    def betas(self) -> tuple[Tensor, Tensor]:
+        """The architecture parameters: normal, reduce."""
+        return self.betas_normal, self.betas_reduce
+
+    def edge_weights(self, betas: Tensor) -> Tensor:
+        """Softmax of a flat beta vector over the edges of each node."""
+        bounds = [0]
+        for node in range(self.space.n_nodes):
+            bounds.append(bounds[-1] + 2 + node)
+        return torch.cat([betas[a:b].softmax(0) for a, b in pairwise(bounds)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1] != self.in_channels or images.shape[2] % 4 or images.shape[3] % 4:
+            raise UsageError(
+                f"images: expected shape (B, {self.in_channels}, H, W) with H and W divisible by 4, "
+                f"got {tuple(images.shape)}"
+            )
+        normal, reduce = (self.edge_weights(b).to(images.dtype) for b in self.betas())
+        s0 = s1 = self.stem(images)
+        for cell in self.cells:
+            s0, s1 = s1, cell(s0, s1, reduce if cell.reduction else normal)
+        return self.classifier(s1.mean((2, 3)))
+
+    @contextmanager
+    def only_betas(self) -> Iterator[None]:
+        """Within the block weights ask for no gradient: an architecture step then computes none."""
+        yield from _without_gradient(list(self.parameters()))
+
+    @contextmanager
+    def only_weights(self) -> Iterator[None]:
+        """Within the block betas ask for no gradient: a weight step then computes none."""
+        yield from _without_gradient(list(self.betas()))
+
+
+def _without_gradient(tensors: list[Tensor]) -> Iterator[None]:
+    wanted = [t.requires_grad for t in tensors]
+    for t in tensors:
+        t.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for t, flag in zip(tensors, wanted, strict=True):
+            t.requires_grad_(flag)

@@ -1,0 +1,47 @@
+"""Drives CMake + ninja; everything about the C++ core itself stands in CMakeLists.txt."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class BuildWithCMake(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        compiler = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
+        if not any(shutil.which(name) for name in compiler):
+            sys.exit(
+                f"ftso_fast: building the compiled core needs a C++17 compiler, and none of {compiler} was found: "
+                "install one (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install), "
+                "or set FTSO_CORE=OFF to install without the core, on the slower reference path."
+            )
+        # absolute, and below the root: gcc 12 and relative `..` paths make ninja rebuild everything
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        configure = [
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
+        ]
+        subprocess.run(["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *configure], check=True)
+        jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
+        subprocess.run(["cmake", "--build", str(build), "--target", "_C", "-j", jobs], check=True)
+
+
+WITH_CORE = os.environ.get("FTSO_CORE", "ON").upper() != "OFF"
+setup(
+    packages=["ftso_fast", "ftso_fast.kernels"],
+    package_dir={"ftso_fast.kernels": "kernels"},
+    package_data={"ftso_fast": ["py.typed"]},
+    ext_modules=[Extension("ftso_fast._C", sources=[])] if WITH_CORE else [],
+    cmdclass={"build_ext": BuildWithCMake},
+)

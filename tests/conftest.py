@@ -1,0 +1,59 @@
+"""Fixtures, and the guard that a whole run has tested every instruction set that the machine has."""
+
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from ftso_fast import kernels
+
+_isas_run: set[str] = set()
+
+
+def machine_isas() -> list[str]:
+    """What the machine has, read from the system and not from the core, which could be wrong about it."""
+    if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
+        return ["scalar"]
+    flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].splitlines()[0].split())
+    found = ["scalar"]
+    if {"avx2", "fma"} <= flags:
+        found.append("avx2")
+        if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
+            found.append("avx512")
+    return found
+
+
+@pytest.fixture(params=machine_isas())
+def isa(request):
+    """Each instruction set of this machine in turn, forced; the kernels themselves say which one ran."""
+    before = kernels.calls()
+    with kernels.use_isa(request.param):
+        yield request.param
+    ran = {name.split("/")[1] for name, n in kernels.calls().items() if n != before.get(name, 0)}
+    assert ran <= {request.param}, f"asked for {request.param}, ran {ran}"
+    _isas_run.update(ran)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    config = session.config
+    whole = config.args_source != config.ArgsSource.ARGS and not config.option.keyword and not config.option.lf
+    if whole and exitstatus == 0 and (missed := set(machine_isas()) - _isas_run):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nFAILED: this machine has {', '.join(sorted(missed))}, and no kernel test ran it")
+
+
+def pytest_report_header():
+    return f"data: {'CIFAR-10 from FTSO_DATA' if cifar() else 'digits (FTSO_DATA names no CIFAR-10)'}"
+
+
+def cifar() -> str | None:
+    folder = os.environ.get("FTSO_DATA")
+    path = Path(folder) / "cifar10_10k2k.npz" if folder else None
+    return str(path) if path and path.exists() else None
+
+
+@pytest.fixture(scope="session")
+def images_path():
+    """Real images for `--data`: CIFAR-10 where FTSO_DATA has it, else digits."""
+    return cifar() or "digits"
