@@ -5,9 +5,11 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "ftso.h"
+#include "skip_net.h"
 
 namespace py = pybind11;
 
@@ -31,6 +33,42 @@ void counted(const char* kernel, Launch launch) {
   ++calls[std::string(kernel) + "/" + isa];
 }
 
+using Addresses = std::vector<uintptr_t>;
+
+std::vector<float*> pointers(const Addresses& addresses) {
+  std::vector<float*> found;
+  for (uintptr_t address : addresses) found.push_back(at<float>(address));
+  return found;
+}
+
+void count_stages(const ftso::SkipNet& net) {
+  for (const auto& launch : net.launches()) ++calls[std::string(launch.stage) + "/" + launch.isa];
+}
+
+void net_forward(ftso::SkipNet& net, uintptr_t memory, bool with_weights, uintptr_t images, const Addresses& weights,
+                 uintptr_t edges_normal, uintptr_t edges_reduce, uintptr_t logits, int threads) {
+  const std::vector<float*> w = pointers(weights);
+  {
+    py::gil_scoped_release release;
+    net.forward(at<float>(memory), with_weights, at<const float>(images), w.data(), at<const float>(edges_normal),
+                at<const float>(edges_reduce), at<float>(logits), threads);
+  }
+  count_stages(net);
+}
+
+void net_backward(ftso::SkipNet& net, uintptr_t memory, uintptr_t images, const Addresses& weights,
+                  uintptr_t edges_normal, uintptr_t edges_reduce, uintptr_t d_logits, uintptr_t d_edges_normal,
+                  uintptr_t d_edges_reduce, const Addresses& d_weights, int threads) {
+  const std::vector<float*> w = pointers(weights), dw = pointers(d_weights);
+  {
+    py::gil_scoped_release release;
+    net.backward(at<float>(memory), at<const float>(images), w.data(), at<const float>(edges_normal),
+                 at<const float>(edges_reduce), at<const float>(d_logits), at<float>(d_edges_normal),
+                 at<float>(d_edges_reduce), dw.empty() ? nullptr : dw.data(), threads);
+  }
+  count_stages(net);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -51,6 +89,25 @@ PYBIND11_MODULE(_C, m) {
                                        at<float>(grad_weights), threads);
           });
         });
+  py::class_<ftso::SkipNet>(m, "SkipNet")
+      .def(py::init(
+          [](int64_t B, int64_t H, int64_t W, int64_t in_channels, int64_t channels, int64_t cells, int64_t k,
+             int64_t classes) { return new ftso::SkipNet({B, H, W, in_channels, channels, cells, k, classes}); }))
+      .def("arena_floats", &ftso::SkipNet::arena_floats)
+      .def("parameters", &ftso::SkipNet::parameters)
+      .def("forward", &net_forward)
+      .def("backward", &net_backward)
+      .def("launches",
+           [](const ftso::SkipNet& net) {
+             std::vector<std::tuple<std::string, std::string, double>> found;
+             for (const auto& l : net.launches()) found.emplace_back(l.stage, l.isa, l.seconds);
+             return found;
+           })
+      .def("views", [](const ftso::SkipNet& net, bool with_weights) {
+        std::map<std::string, std::vector<int64_t>> found;
+        for (const auto& [name, view] : net.views(with_weights)) found[name] = {view.offset, view.rows, view.columns};
+        return found;
+      });
   m.def("calls", [] { return calls; });
   m.def("reset_calls", [] { calls.clear(); });
   m.def("isa", [] { return std::string(ftso::kernels().isa); });

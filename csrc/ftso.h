@@ -2,6 +2,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "chain.h"
+
 namespace ftso {
 
 // The skip cell on planes (B, C, H*W), float32, contiguous; out is (B, 4*C, H*W), nodes 2..5 one after another.
@@ -30,6 +32,17 @@ struct Kernels {
   const char* (*skip_cell_bwd)(const SkipCell&, int64_t begin, int64_t end, const float* grad_out, const float* x0,
                                const float* x1, const float* weights, float* grad_x0, float* grad_x1, double* dots,
                                float* scratch);
+
+  // The stages of the skip-only network (chain.h), each for one chunk of the images; scratch is the thread's own.
+  const char* (*stem_covariance)(const StemStep&, int64_t chunk, float* scratch);
+  const char* (*stem_fwd)(const StemStep&, int64_t chunk, float* scratch);
+  const char* (*stem_bwd)(const StemStep&, int64_t chunk, float* scratch);
+  const char* (*cell_fwd)(const CellStep&, int64_t chunk, float* scratch);
+  const char* (*cell_bwd)(const CellStep&, int64_t chunk, float* scratch);
+  const char* (*reduce_paths_fwd)(const ReducePaths&, int64_t chunk, float* scratch);
+  const char* (*reduce_paths_bwd)(const ReducePaths&, int64_t chunk, float* scratch);
+  const char* (*reduce_fwd)(const ReduceStep&, int64_t chunk, float* scratch);
+  const char* (*reduce_bwd)(const ReduceStep&, int64_t chunk, float* scratch);
 };
 
 constexpr int64_t skip_cell_scratch(int64_t longest) { return (longest + 2) * 3 * kTile; }

@@ -4,20 +4,30 @@
 #include <vector>
 
 #include "ftso.h"
+#include "threads.h"
 
 namespace ftso {
-namespace {
 
 // An OpenMP region in a child forked after one ran in its parent waits for threads that are not there.
-bool forked = false;
-[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+static bool forked = false;
+[[maybe_unused]] static const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-struct Shuffle {
+bool in_forked_child() { return forked; }
+
+float* thread_scratch(int64_t floats) {
+  thread_local std::vector<float> scratch;
+  if (static_cast<int64_t>(scratch.size()) < floats) scratch.resize(floats);
+  return scratch.data();
+}
+
+namespace {
+
+struct Cycles {
   std::vector<int32_t> channels, lengths;
   int64_t longest = 0;
 
   // out[c * k + g] = in[g * (C / k) + c]
-  Shuffle(int64_t C, int64_t k) {
+  Cycles(int64_t C, int64_t k) {
     std::vector<char> seen(C, 0);
     for (int64_t first = 0; first < C; ++first) {
       if (seen[first]) continue;
@@ -38,12 +48,9 @@ struct Shuffle {
 // One parallel region over the images; each thread gets a range and a scratch of its own.
 template <typename Work>
 void over_images(int64_t B, int threads, int64_t scratch_floats, Work work) {
-  if (forked) threads = 1;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int part = 0; part < threads; ++part) {
-    std::vector<float> scratch(scratch_floats);
-    work(B * part / threads, B * (part + 1) / threads, scratch.data());
-  }
+  over_chunks_of_work(threads, threads, [=](int64_t part) {
+    work(B * part / threads, B * (part + 1) / threads, thread_scratch(scratch_floats));
+  });
 }
 
 }  // namespace
@@ -51,8 +58,8 @@ void over_images(int64_t B, int threads, int64_t scratch_floats, Work work) {
 const char* skip_cell_fwd(int64_t B, int64_t C, int64_t HW, int64_t k, const float* x0, const float* x1,
                           const float* weights, float* out, int threads) {
   const Kernels& isa = kernels();
-  const Shuffle shuffle(C, k);
-  const SkipCell cell = shuffle.cell(C, HW);
+  const Cycles cycles(C, k);
+  const SkipCell cell = cycles.cell(C, HW);
   const char* ran = isa.isa;
   over_images(B, threads, 0, [&](int64_t begin, int64_t end, float*) {
     const char* name = isa.skip_cell_fwd(cell, begin, end, x0, x1, weights, out);
@@ -65,11 +72,11 @@ const char* skip_cell_bwd(int64_t B, int64_t C, int64_t HW, int64_t k, const flo
                           const float* x1, const float* weights, float* grad_x0, float* grad_x1, float* grad_weights,
                           int threads) {
   const Kernels& isa = kernels();
-  const Shuffle shuffle(C, k);
-  const SkipCell cell = shuffle.cell(C, HW);
+  const Cycles cycles(C, k);
+  const SkipCell cell = cycles.cell(C, HW);
   std::vector<double> dots(grad_weights ? B * kEdges : 0);
   const char* ran = isa.isa;
-  over_images(B, threads, skip_cell_scratch(shuffle.longest), [&](int64_t begin, int64_t end, float* scratch) {
+  over_images(B, threads, skip_cell_scratch(cycles.longest), [&](int64_t begin, int64_t end, float* scratch) {
     const char* name = isa.skip_cell_bwd(cell, begin, end, grad_out, x0, x1, weights, grad_x0, grad_x1,
                                          grad_weights ? dots.data() : nullptr, scratch);
     if (begin == 0) ran = name;

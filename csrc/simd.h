@@ -1,13 +1,157 @@
-// What the compiler was told about the machine. Kernels include no std headers (the linker would keep one copy of
-// an inline function for everybody, compiled for a machine that not everybody has).
+// Sixteen floats on every instruction set: one register, two, or an array. Kernels include no std headers (the linker
+// would keep one copy of an inline function for everybody, compiled for a machine that not everybody has).
 #pragma once
+#include "chain.h"
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
-namespace ftso {
+#define FTSO_INLINE static inline __attribute__((always_inline))
+
+namespace ftso::FTSO_ISA {
+
 #if defined(__AVX512F__)
 constexpr const char* compiled_isa = "avx512";
+constexpr int kPanel = 4;         // vectors of columns that a product holds at once
+constexpr int kStateVectors = 4;  // vectors of a state that a cell holds in registers
+constexpr int rows_of(int nv) { return nv == 1 ? 16 : nv == 2 ? 12 : nv == 3 ? 8 : 6; }
+
+struct Vec {
+  __m512 v;
+};
+FTSO_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+FTSO_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+FTSO_INLINE void stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }  // past the caches; p at 64 bytes
+FTSO_INLINE Vec set1(float s) { return {_mm512_set1_ps(s)}; }
+FTSO_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+FTSO_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+FTSO_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+FTSO_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+// d where x > 0, else 0
+FTSO_INLINE Vec where_positive(Vec x, Vec d) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), d.v)};
+}
+// a where x == y, else b
+FTSO_INLINE Vec where_equal(Vec x, Vec y, Vec a, Vec b) {
+  return {_mm512_mask_mov_ps(b.v, _mm512_cmp_ps_mask(x.v, y.v, _CMP_EQ_OQ), a.v)};
+}
+// pick: source[lane[i]] where lane[i] >= 0, else kept
+struct Lanes {
+  __m512i at;
+  __mmask16 here;
+};
+FTSO_INLINE Lanes lanes(const int32_t* lane) {
+  const __m512i at = _mm512_loadu_si512(lane);
+  return {at, _mm512_cmpge_epi32_mask(at, _mm512_setzero_si512())};
+}
+FTSO_INLINE Vec pick(Vec kept, Lanes l, Vec source) {
+  return {_mm512_mask_permutexvar_ps(kept.v, l.here, l.at, source.v)};
+}
+FTSO_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
+  const __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
+  const __m512d hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1));
+  _mm512_storeu_pd(p, _mm512_add_pd(_mm512_loadu_pd(p), lo));
+  _mm512_storeu_pd(p + 8, _mm512_add_pd(_mm512_loadu_pd(p + 8), hi));
+}
+
 #elif defined(__AVX2__)
 constexpr const char* compiled_isa = "avx2";
+constexpr int kPanel = 1;
+constexpr int kStateVectors = 4;
+constexpr int rows_of(int) { return 6; }
+
+struct Vec {
+  __m256 lo, hi;
+};
+FTSO_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+FTSO_INLINE void store(float* p, Vec a) { _mm256_storeu_ps(p, a.lo), _mm256_storeu_ps(p + 8, a.hi); }
+FTSO_INLINE void stream(float* p, Vec a) { _mm256_stream_ps(p, a.lo), _mm256_stream_ps(p + 8, a.hi); }
+FTSO_INLINE Vec set1(float s) { return {_mm256_set1_ps(s), _mm256_set1_ps(s)}; }
+FTSO_INLINE Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+FTSO_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+FTSO_INLINE Vec fma(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+FTSO_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+FTSO_INLINE Vec where_positive(Vec x, Vec d) {
+  const __m256 z = _mm256_setzero_ps();
+  return {_mm256_and_ps(_mm256_cmp_ps(x.lo, z, _CMP_GT_OQ), d.lo),
+          _mm256_and_ps(_mm256_cmp_ps(x.hi, z, _CMP_GT_OQ), d.hi)};
+}
+FTSO_INLINE Vec where_equal(Vec x, Vec y, Vec a, Vec b) {
+  return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(x.lo, y.lo, _CMP_EQ_OQ)),
+          _mm256_blendv_ps(b.hi, a.hi, _mm256_cmp_ps(x.hi, y.hi, _CMP_EQ_OQ))};
+}
+struct Lanes {
+  __m256i lo, hi;
+};
+FTSO_INLINE Lanes lanes(const int32_t* lane) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(lane)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lane + 8))};
+}
+FTSO_INLINE __m256 pick8(__m256 kept, __m256i at, Vec source) {
+  const __m256 lo = _mm256_permutevar8x32_ps(source.lo, at), hi = _mm256_permutevar8x32_ps(source.hi, at);
+  const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28));  // bit 3 of the lane, as a sign
+  return _mm256_blendv_ps(_mm256_blendv_ps(lo, hi, upper), kept, _mm256_castsi256_ps(at));
+}
+FTSO_INLINE Vec pick(Vec kept, Lanes l, Vec source) {
+  return {pick8(kept.lo, l.lo, source), pick8(kept.hi, l.hi, source)};
+}
+FTSO_INLINE float sum(Vec a) {
+  const __m256 both = _mm256_add_ps(a.lo, a.hi);
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
 #else
 constexpr const char* compiled_isa = "scalar";
+constexpr int kPanel = 1;
+constexpr int kStateVectors = 0;
+constexpr int rows_of(int) { return 2; }
+
+struct Vec {
+  float at[kLanes];
+};
+#define FTSO_LANES(expression)                           \
+  Vec r;                                                 \
+  for (int i = 0; i < kLanes; ++i) r.at[i] = expression; \
+  return r
+FTSO_INLINE Vec load(const float* p) { FTSO_LANES(p[i]); }
+FTSO_INLINE void store(float* p, Vec a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = a.at[i];
+}
+FTSO_INLINE void stream(float* p, Vec a) { store(p, a); }
+FTSO_INLINE Vec set1(float s) { FTSO_LANES(s); }
+FTSO_INLINE Vec add(Vec a, Vec b) { FTSO_LANES(a.at[i] + b.at[i]); }
+FTSO_INLINE Vec mul(Vec a, Vec b) { FTSO_LANES(a.at[i] * b.at[i]); }
+FTSO_INLINE Vec fma(Vec a, Vec b, Vec c) { FTSO_LANES(a.at[i] * b.at[i] + c.at[i]); }
+FTSO_INLINE Vec max(Vec a, Vec b) { FTSO_LANES(a.at[i] > b.at[i] ? a.at[i] : b.at[i]); }
+FTSO_INLINE Vec where_positive(Vec x, Vec d) { FTSO_LANES(x.at[i] > 0 ? d.at[i] : 0); }
+FTSO_INLINE Vec where_equal(Vec x, Vec y, Vec a, Vec b) { FTSO_LANES(x.at[i] == y.at[i] ? a.at[i] : b.at[i]); }
+struct Lanes {
+  const int32_t* at;
+};
+FTSO_INLINE Lanes lanes(const int32_t* lane) { return {lane}; }
+FTSO_INLINE Vec pick(Vec kept, Lanes l, Vec source) { FTSO_LANES(l.at[i] >= 0 ? source.at[l.at[i]] : kept.at[i]); }
+FTSO_INLINE float sum(Vec a) {
+  float s = 0;
+  for (int i = 0; i < kLanes; ++i) s += a.at[i];
+  return s;
+}
+#undef FTSO_LANES
 #endif
-}  // namespace ftso
+
+FTSO_INLINE Vec zero() { return set1(0); }
+FTSO_INLINE void add_to(float* p, Vec a) { store(p, add(load(p), a)); }
+FTSO_INLINE void prefetch(const float* p) { __builtin_prefetch(p); }
+#if !defined(__AVX512F__)
+FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
+  float lanes[kLanes];
+  store(lanes, a);
+  for (int i = 0; i < kLanes; ++i) p[i] += lanes[i];
+}
+#endif
+
+}  // namespace ftso::FTSO_ISA

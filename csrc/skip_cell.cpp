@@ -140,6 +140,8 @@ void every_walk(const SkipCell& cell, Visit visit) {
       visit(Walk{cycle, cell.lengths[i], cell.HW, cell.HW - p < kTile ? cell.HW - p : kTile}, p);
 }
 
+}  // namespace
+
 const char* skip_cell_fwd(const SkipCell& cell, int64_t begin, int64_t end, const float* x0, const float* x1,
                           const float* weights, float* out) {
   const int64_t plane = cell.C * cell.HW;
@@ -166,10 +168,5 @@ const char* skip_cell_bwd(const SkipCell& cell, int64_t begin, int64_t end, cons
   }
   return compiled_isa;
 }
-
-}  // namespace
-
-extern const Kernels kernels;
-const Kernels kernels = {compiled_isa, skip_cell_fwd, skip_cell_bwd};
 
 }  // namespace ftso::FTSO_ISA

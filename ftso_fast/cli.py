@@ -165,17 +165,21 @@ def _info(args: argparse.Namespace) -> None:
 
     from . import __version__, kernels
 
+    reasons = kernels.backends()
+    try:
+        requested = kernels.requested()
+        isas = f"{', '.join(kernels.available_isas())}; in use: {kernels.isa()}" if reasons["cpu"] is None else "none"
+    except kernels.BackendError as error:
+        raise UsageError(str(error)) from None
+    automatic = next(name for name, why in reasons.items() if why is None)
     lines = {
         "ftso_fast": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        **{f"backend {name}": why or "ready" for name, why in kernels.backends().items()},
+        **{f"backend {name}": why or "ready" for name, why in reasons.items()},
+        "backend in use": f"{requested} (FTSO_BACKEND)" if requested else f"{automatic} (the fastest that can)",
+        "instruction sets": isas,
     }
-    if kernels.backends()["cpu"] is None:
-        try:
-            lines["instruction sets"] = f"{', '.join(kernels.available_isas())}; in use: {kernels.isa()}"
-        except kernels.BackendError as error:
-            raise UsageError(str(error)) from None
     for name, value in lines.items():
         print(f"{name:18} {value}")

@@ -63,10 +63,7 @@ def search(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UsageError(f"seed: expected a whole number, got {seed!r}")
     if length.unit == "ep" and length.count <= config.warmup_epochs:
-        raise UsageError(
-            f"mode: {length} ends within the {config.warmup_epochs} warm-up epochs, before any architecture step: "
-            "lower config.warmup_epochs or search longer"
-        )
+        raise _only_warm_up(length, config)
     start = time.perf_counter()
     with _backend(backend):
         before = kernels.calls()
@@ -77,6 +74,8 @@ def search(
         run = _Run(net, config)
         run.seconds["setup"] = time.perf_counter() - start
         run.all(prepared, length, progress)
+        if not run.adam.steps:
+            raise _only_warm_up(length, config)
         ran = {name: n - before.get(name, 0) for name, n in kernels.calls().items() if n > before.get(name, 0)}
     run.seconds["total"] = time.perf_counter() - start
 
@@ -98,6 +97,13 @@ def search(
         kernel_calls=ran,
         data=prepared.report,
         config=config,
+    )
+
+
+def _only_warm_up(length: Mode, config: SearchConfig) -> UsageError:
+    return UsageError(
+        f"mode: {length} ends within the {config.warmup_epochs} warm-up epochs, before any architecture step: "
+        "lower config.warmup_epochs or search longer"
     )
 
 
@@ -160,6 +166,11 @@ class _Run:
             if self.config.arch_grad_clip is not None:
                 clip_norm(grads, self.config.arch_grad_clip)
             self._record(0, loss, all(bool(g.isfinite().all()) for g in grads))
+            if not any(bool(g.any()) for g in grads):
+                raise NumericalError(
+                    f"architecture step {len(self.losses[0])}: the gradient is exactly zero, so there is nothing to "
+                    "follow: the images are all alike or too large for float32; check and normalise them"
+                )
             self.gradient = grads
             self.adam.step(grads)
 

@@ -4,7 +4,8 @@ Edge weights: one vector of 14 betas for all normal cells and one for all reduct
 softmax among the edges of its node. Partial channels: an operator sees the first 1/k of the channels, the rest
 bypasses it, a channel shuffle mixes both (PC-DARTS, section 3.1). At stride 1 a skip connection then is the
 shuffle alone, so a normal cell is one operation (`kernels.skip_cell`); at stride 2 it is a FactorizedReduce of
-its own per edge beside a max-pooled bypass.
+its own per edge beside a max-pooled bypass. The modules here are the definition; in float32 on the cpu the compiled
+chain of `kernels.skip_net` computes the same.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import UsageError
-from .kernels import channel_shuffle, skip_cell
+from .kernels import NetSpec, channel_shuffle, choose, cpu_cannot, skip_cell, skip_net
 from .operations import FactorizedReduce, ReLUConvBN, batch_norm
 from .space import DARTS, SearchSpace
 
@@ -101,6 +102,7 @@ class SuperNet(nn.Module):
         if in_channels not in (1, 3):
             raise UsageError(f"in_channels: expected 1 (grey) or 3 (colour), got {in_channels!r}")
         self.space = space
+        self.spec = NetSpec(channels, layers, k)
         self.in_channels = in_channels
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False),
@@ -138,10 +140,19 @@ class SuperNet(nn.Module):
                 f"got {tuple(images.shape)}"
             )
         normal, reduce = (self.edge_weights(b).to(images.dtype) for b in self.betas())
+        table = {"cpu": self._fused, "reference": self._textbook}
+        return choose("super-network", table, images, cpu_cannot(images, self.spec))(images, normal, reduce)
+
+    def _textbook(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
+        """The definition, cell after cell; differentiable as often as wanted."""
         s0 = s1 = self.stem(images)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, reduce if cell.reduction else normal)
         return self.classifier(s1.mean((2, 3)))
+
+    def _fused(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
+        """The same by the compiled chain of stages."""
+        return skip_net(images, normal, reduce, list(self.parameters()), self.spec)
 
     @contextmanager
     def only_betas(self) -> Iterator[None]:

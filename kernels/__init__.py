@@ -6,23 +6,30 @@ from ._backend import (
     available_isas,
     backends,
     calls,
+    choose,
     isa,
     requested,
     use_backend,
     use_isa,
 )
 from .skip_cell import channel_shuffle, skip_cell
+from .skip_net import NetSpec, cpu_cannot, release_memory, skip_net
 
 __all__ = [
     "BACKENDS",
     "BackendError",
+    "NetSpec",
     "available_isas",
     "backends",
     "calls",
     "channel_shuffle",
+    "choose",
+    "cpu_cannot",
     "isa",
+    "release_memory",
     "requested",
     "skip_cell",
+    "skip_net",
     "use_backend",
     "use_isa",
 ]

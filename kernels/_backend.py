@@ -81,14 +81,19 @@ def _why_not(backend: str, x: torch.Tensor) -> str | None:
     return None
 
 
-def choose(op: str, table: Mapping[str, Callable[..., Any]], x: torch.Tensor) -> Callable[..., Any]:
+def choose(
+    op: str, table: Mapping[str, Callable[..., Any]], x: torch.Tensor, cpu_cannot: str | None = None
+) -> Callable[..., Any]:
     """The function of `table` (backend name -> function) that computes `op` on tensors like `x`.
 
-    Raises BackendError when the backend asked for by name cannot.
+    cpu_cannot: why this call is not for the cpu backend, if it is not. Raises BackendError when the backend asked for
+    by name cannot.
     """
     name = requested()
+    if cpu_cannot and name != "cpu":
+        return table["reference"]
     if name is not None:
-        reason = _why_not(name, x)
+        reason = _why_not(name, x) or (cpu_cannot if name == "cpu" else None)
         if reason:
             raise BackendError(f"{op}: backend {name!r} was asked for and cannot run: {reason}")
         return table[name]

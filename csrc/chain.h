@@ -1,0 +1,111 @@
+// What the stages of the skip-only network hand to each other. Everything is channels-last and padded: a row is a
+// pixel, channel counts are rounded up to kLanes, and padding is zero.
+#pragma once
+#include <stdint.h>
+
+namespace ftso {
+
+// Work is cut into this many ranges of images, whoever runs them: partial sums are added range by range.
+constexpr int kChunks = 16;
+
+constexpr int kLanes = 16;  // floats in a vector, on every instruction set
+
+struct Shape {
+  int64_t B, H, W;
+};
+
+// The channel shuffle of C channels in `vectors` vectors. fwd[o][s] (16 lanes each): lane i of output vector o is
+// lane fwd of source vector s, or from another source where negative; bwd is the inverse. to[c] is shuffle(c).
+struct Shuffle {
+  int64_t vectors, C;
+  const int32_t *fwd, *bwd, *to;
+};
+
+// C channels of a raw product, to be normalised on load: x = z * scale + shift. g, sums: where the gradient for x
+// and its sums, and those of gradient times x, go (a row of 2*ld doubles a chunk); null where nobody asked.
+struct Source {
+  const float* z;
+  int64_t ld;
+  const float *scale, *shift;
+  float* g;
+  double* sums;
+};
+
+// Activations [pixels][K] times weights, raw: z [pixels][N]. Forward adds sums and squares (2*N doubles a chunk).
+// Backward, dz = al * g + be * z + ga is the gradient behind the batch norm; dw: K*N floats a chunk, or null.
+struct Product {
+  int64_t N;
+  const float *w, *wt;  // [K][N] and [N][K]
+  float* z;
+  double* sums;
+  const float *g, *al, *be, *ga;
+  float* dw;
+};
+
+// FactorizedReduce on the same activations: pixels (even, even) times w fill columns [0, width), pixels (odd, odd)
+// times w2 fill [offset, offset + width). offset is 0 where the halves are no whole vectors: then both add up.
+struct Strided {
+  Product p;
+  const float *w2, *wt2;
+  float* dw2;
+  int64_t width, offset;
+};
+
+// A normal cell with what reads its output: relu and products, or (the last cell) the mean over the image.
+struct CellStep {
+  Shape shape;
+  int64_t K;  // 4 * padded channels
+  Shuffle shuffle;
+  const float* weights;  // 14
+  Source x0, x1;
+  Product product;  // N = 0: none
+  Strided strided;  // p.N = 0: none
+  float* pooled;    // [B][K]; null: not the last cell
+  const float* d_pooled;
+  double* dots;  // 14 a chunk; null: not wanted
+};
+
+// The eight FactorizedReduce of a reduction cell, four an input: activations relu(x[:q]) at (even, even) and
+// (odd, odd) side by side times w[input] [2q][F] (columns node * q + channel, the two halves of the channels from
+// the two pixels), raw: f [pixels/4][2 * F]. pooled[input] [pixels/4][C]: maximum of 2x2 of the other channels.
+struct ReducePaths {
+  Shape shape;                      // of the input
+  int64_t C, q, F, X;               // C, F and X = 2q rounded up to kLanes
+  const float *processed, *bypass;  // [C]: 1 for the channels of that kind, else 0
+  Source x[2];
+  const float *w[2], *wt[2];  // [2q][F], [F][X]
+  float* f;
+  double* sums;  // of f: 2 * 2F doubles a chunk
+  float* pooled[2];
+  // backward
+  const float *d_nodes, *d_pooled[2];   // [pixels/4][ld_nodes] in columns node * q + channel, [pixels/4][C]
+  int64_t ld_nodes;                     // 3q + q rounded up, rounded up: vectors may write past 4q
+  const float *weights, *al, *be, *ga;  // df = al * weight * d_nodes + be * f + ga
+  float* dw[2];                         // 2q * F floats a chunk, or null
+};
+
+// The nodes of a reduction cell over what ReducePaths made.
+struct ReduceStep {
+  CellStep cell;  // shape: of the output; x0, x1 unused
+  int64_t C, q, F;
+  const float* processed;  // [C]: 1 for the processed channels
+  const float *f, *scale, *shift;
+  const float* pooled[2];
+  double* f_sums;  // backward: sums of the gradient for normalised f, and times f: 2 * 2F doubles a chunk
+  float *d_nodes, *d_pooled[2];
+  int64_t ld_nodes;
+};
+
+// Convolution 3x3, batch norm, relu and the products of the first two cells. images: NCHW.
+struct StemStep {
+  Shape shape;
+  int64_t channels, K, S;  // image channels; 9 * channels; stem channels rounded up
+  const float* images;
+  const float *w, *scale, *shift;  // [K][S]
+  double* covariance;              // of patch and 1: (K + 1) * pad(K + 1) doubles a chunk
+  Product product;
+  double* sums;  // backward: of the gradient, and times the raw output: 2 * S doubles a chunk
+  float* dw;     // patch' gradient: K * S floats a chunk
+};
+
+}  // namespace ftso

@@ -1,0 +1,149 @@
+// What reads a tile of activations: products with batch statistics forward; their gradients backward.
+#pragma once
+#include "chain.h"
+#include "gemm.h"
+
+namespace ftso::FTSO_ISA {
+namespace {
+
+// Gradient sums are taken in float over this many pixels, then added up in double: in constant regions of an image the
+// rounding errors of a long float sum would all point the same way.
+constexpr int64_t kRun = 32;
+FTSO_INLINE void flush(double* sums, int64_t N, int64_t ld, float* s, float* q) {
+  for (int64_t c = 0; c < N; ++c) sums[c] += s[c], sums[ld + c] += q[c], s[c] = 0, q[c] = 0;
+}
+
+// Above this many bytes a tensor does not fit the caches: its stores bypass them.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
+FTSO_INLINE bool streams(int64_t pixels, int64_t N) { return pixels * N * 4 >= kStreamBytes; }
+
+// Rows of pixels that travel together: an even number, about 128 pixels.
+FTSO_INLINE int64_t tile_rows(const Shape& s) {
+  const int64_t rows = 128 / s.W / 2 * 2;
+  return rows < 2 ? 2 : rows > s.H ? s.H : rows;
+}
+
+FTSO_INLINE void consume(const Product& p, int64_t pixels, int64_t chunk, int64_t first, int64_t P, const float* a,
+                         int64_t K) {
+  double *s = p.sums + chunk * 2 * p.N, *q = s + p.N;
+  float* z = p.z + first * p.N;
+  if (streams(pixels, p.N))
+    product<Out::kStreamStats>(a, K, P, p.w, p.N, K, p.N, z, p.N, s, q);
+  else
+    product<Out::kStats>(a, K, P, p.w, p.N, K, p.N, z, p.N, s, q);
+}
+
+// The rows r, r + 1 of a tile for FactorizedReduce: activations of pixels (even, even) and (odd, odd), z row.
+template <typename Visit>
+FTSO_INLINE void strided_rows(const Shape& s, int64_t first, int64_t P, int64_t K, Visit visit) {
+  for (int64_t r = 0; r + 1 < P / s.W; r += 2) {
+    const int64_t row = (first / s.W + r) / 2;  // images have an even number of rows
+    visit(r * s.W * K, ((r + 1) * s.W + 1) * K, row * (s.W / 2));
+  }
+}
+
+FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_t first, int64_t P, const float* a,
+                         int64_t K) {
+  const int64_t N = f.p.N, Q = s.W / 2, ldw = f.width;
+  double *sum = f.p.sums + chunk * 2 * N, *square = sum + N;
+  strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
+    float* z = f.p.z + pixel * N;
+    if (f.offset) {
+      product<Out::kStats>(a + even, 2 * K, Q, f.p.w, ldw, K, f.width, z, N, sum, square);
+      product<Out::kStats>(a + odd, 2 * K, Q, f.w2, ldw, K, f.width, z + f.offset, N, sum + f.offset,
+                           square + f.offset);
+    } else {
+      product<Out::kStore>(a + even, 2 * K, Q, f.p.w, ldw, K, f.width, z, N);
+      product<Out::kAdd>(a + odd, 2 * K, Q, f.w2, ldw, K, f.width, z, N);
+      for (int64_t i = 0; i < Q; ++i)
+        for (int64_t c = 0; c < N; c += kLanes) {
+          const Vec v = load(z + i * N + c);
+          add_to(sum + c, v), add_to(square + c, mul(v, v));
+        }
+    }
+  });
+}
+
+// dz = al * g + be * z + ga; the next tile's lines are asked for on the way.
+FTSO_INLINE void behind_norm(const Product& p, int64_t first, int64_t P, float* dz) {
+  const float *g = p.g + first * p.N, *z = p.z + first * p.N;
+  for (int64_t i = 0; i < P; ++i)
+    for (int64_t c = 0; c < p.N; c += kLanes) {
+      const int64_t at = i * p.N + c;
+      prefetch(g + at + P * p.N), prefetch(z + at + P * p.N);
+      store(dz + at, fma(load(p.al + c), load(g + at), fma(load(p.be + c), load(z + at), load(p.ga + c))));
+    }
+}
+
+// da[P][K] from the gradients of everything that read the tile; dz keeps them for the weight gradients.
+FTSO_INLINE void gather_gradient(const Product& p, int64_t first, int64_t P, int64_t K, float* dz, float* da) {
+  behind_norm(p, first, P, dz);
+  product<Out::kStore>(dz, p.N, P, p.wt, K, p.N, K, da, K);
+}
+
+FTSO_INLINE void gather_gradient(const Strided& f, const Shape& s, int64_t first, int64_t P, int64_t K, float* dz,
+                                 float* da) {
+  const int64_t N = f.p.N, Q = s.W / 2;
+  behind_norm(f.p, first / 4, P / 4, dz);
+  strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
+    const float* d = dz + (pixel - first / 4) * N;
+    product<Out::kAdd>(d, N, Q, f.p.wt, K, f.width, K, da + even, 2 * K);
+    product<Out::kAdd>(d + f.offset, N, Q, f.wt2, K, f.width, K, da + odd, 2 * K);
+  });
+}
+
+FTSO_INLINE void weight_gradient(const Product& p, int64_t chunk, int64_t P, const float* a, int64_t K,
+                                 const float* dz) {
+  outer_product(a, K, K, dz, p.N, p.N, P, p.dw + chunk * K * p.N, p.N);
+}
+
+FTSO_INLINE void weight_gradient(const Strided& f, const Shape& s, int64_t chunk, int64_t first, int64_t P,
+                                 const float* a, int64_t K, const float* dz) {
+  const int64_t N = f.p.N, Q = s.W / 2, at = chunk * K * f.width;
+  strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
+    const float* d = dz + (pixel - first / 4) * N;
+    outer_product(a + even, 2 * K, K, d, N, f.width, Q, f.p.dw + at, f.width);
+    outer_product(a + odd, 2 * K, K, d + f.offset, N, f.width, Q, f.dw2 + at, f.width);
+  });
+}
+
+// Everything that reads a cell's output: products, or the mean over image b.
+FTSO_INLINE void read_by(const CellStep& c, int64_t pixels, int64_t chunk, int64_t b, int64_t first, int64_t P,
+                         const float* a) {
+  if (c.product.N) consume(c.product, pixels, chunk, first, P, a, c.K);
+  if (c.strided.p.N) consume(c.strided, c.shape, chunk, first, P, a, c.K);
+  if (!c.pooled) return;
+  const int64_t HW = c.shape.H * c.shape.W;
+  float* mean = c.pooled + b * c.K;
+  for (int64_t k = 0; k < c.K; k += kLanes) {
+    Vec total = first == b * HW ? zero() : load(mean + k);
+    for (int64_t p = 0; p < P; ++p) total = add(total, load(a + p * c.K + k));
+    store(mean + k, first + P == (b + 1) * HW ? mul(total, set1(1.f / HW)) : total);
+  }
+}
+
+// The gradient of a tile of output: rows, or one row in `da` where only the mean reads it.
+FTSO_INLINE void gradient_of_readers(const CellStep& c, int64_t b, int64_t first, int64_t P, float* dz, float* dzs,
+                                     float* da) {
+  const Vec share = set1(1.f / (c.shape.H * c.shape.W));
+  for (int64_t k = 0; c.d_pooled && k < c.K; k += kLanes) store(da + k, mul(load(c.d_pooled + b * c.K + k), share));
+  if (c.product.N) gather_gradient(c.product, first, P, c.K, dz, da);
+  if (c.strided.p.N) gather_gradient(c.strided, c.shape, first, P, c.K, dzs, da);
+}
+
+FTSO_INLINE void weight_gradients(const CellStep& c, int64_t chunk, int64_t first, int64_t P, const float* a,
+                                  const float* dz, const float* dzs) {
+  if (c.product.N) weight_gradient(c.product, chunk, P, a, c.K, dz);
+  if (c.strided.p.N) weight_gradient(c.strided, c.shape, chunk, first, P, a, c.K, dzs);
+}
+
+// visit(image, first pixel, pixels) for the tiles of a chunk, in order.
+template <typename Visit>
+FTSO_INLINE void every_tile(const Shape& s, int64_t chunk, Visit visit) {
+  const int64_t rows = tile_rows(s);
+  for (int64_t b = s.B * chunk / kChunks; b < s.B * (chunk + 1) / kChunks; ++b)
+    for (int64_t r = 0; r < s.H; r += rows) visit(b, (b * s.H + r) * s.W, (s.H - r < rows ? s.H - r : rows) * s.W);
+}
+
+}  // namespace
+}  // namespace ftso::FTSO_ISA

@@ -1,0 +1,137 @@
+// The small products of the hot loop: rows are pixels, vectors run along the columns, one operand is broadcast.
+// Column counts are multiples of kLanes; row counts and the inner dimension are free.
+#pragma once
+#include "simd.h"
+
+namespace ftso::FTSO_ISA {
+namespace {
+
+enum class Out { kStore, kAdd, kStats, kStreamStats };  // kStats: also adds sums and sums of squares of every column
+
+template <int MR, int NV, Out OUT>
+FTSO_INLINE void product_block(const float* a, int64_t lda, const float* w, int64_t ldw, int64_t K, float* out,
+                               int64_t ldo, double* sums, double* squares) {
+  Vec acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[i][v] = OUT == Out::kAdd ? load(out + i * ldo + v * kLanes) : zero();
+  for (int64_t k = 0; k < K; ++k) {
+    Vec column[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) column[v] = load(w + k * ldw + v * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const Vec pixel = set1(a[i * lda + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] = fma(pixel, column[v], acc[i][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      float* at = out + i * ldo + v * kLanes;
+      OUT == Out::kStreamStats ? stream(at, acc[i][v]) : store(at, acc[i][v]);
+    }
+  if (OUT == Out::kStats || OUT == Out::kStreamStats)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {  // a block's rows in float, blocks in double: constant regions would add up errors
+      Vec s[2] = {zero(), zero()}, q[2] = {zero(), zero()};
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) s[i % 2] = add(s[i % 2], acc[i][v]), q[i % 2] = fma(acc[i][v], acc[i][v], q[i % 2]);
+      add_to(sums + v * kLanes, add(s[0], s[1])), add_to(squares + v * kLanes, add(q[0], q[1]));
+    }
+}
+
+template <int NV, Out OUT>
+void product_panel(const float* a, int64_t lda, int64_t P, const float* w, int64_t ldw, int64_t K, float* out,
+                   int64_t ldo, double* sums, double* squares) {
+  constexpr int MR = rows_of(NV);
+  int64_t p = 0;
+  for (; p + MR <= P; p += MR)
+    product_block<MR, NV, OUT>(a + p * lda, lda, w, ldw, K, out + p * ldo, ldo, sums, squares);
+  for (; p + 2 <= P; p += 2) product_block<2, NV, OUT>(a + p * lda, lda, w, ldw, K, out + p * ldo, ldo, sums, squares);
+  for (; p < P; ++p) product_block<1, NV, OUT>(a + p * lda, lda, w, ldw, K, out + p * ldo, ldo, sums, squares);
+}
+
+// Calls body(Width<NV>{}, first column) for panels of NV vectors that cover N columns.
+template <int NV>
+struct Width {
+  static constexpr int value = NV;
+};
+template <typename Body>
+FTSO_INLINE void panels(int64_t N, Body body) {
+  const int64_t vectors = N / kLanes;
+  for (int64_t v = 0; v < vectors;) {
+    const int64_t left = vectors - v;
+    if constexpr (kPanel == 4) {
+      if (left % 4 == 0) {
+        body(Width<4>{}, v * kLanes), v += 4;
+        continue;
+      }
+      if (left >= 3) {
+        body(Width<3>{}, v * kLanes), v += 3;
+        continue;
+      }
+      if (left == 2) {
+        body(Width<2>{}, v * kLanes), v += 2;
+        continue;
+      }
+    }
+    body(Width<1>{}, v * kLanes), v += 1;
+  }
+}
+
+// out[P][N] (=, += for kAdd) a[P][K] w[K][N]
+template <Out OUT>
+FTSO_INLINE void product(const float* a, int64_t lda, int64_t P, const float* w, int64_t ldw, int64_t K, int64_t N,
+                         float* out, int64_t ldo, double* sums = nullptr, double* squares = nullptr) {
+  panels(N, [=](auto width, int64_t c) {
+    product_panel<decltype(width)::value, OUT>(a, lda, P, w + c, ldw, K, out + c, ldo, sums + c, squares + c);
+  });
+}
+
+template <int KR, int NV>
+FTSO_INLINE void outer_block(const float* a, int64_t lda, const float* d, int64_t ldd, int64_t P, float* out,
+                             int64_t ldo) {
+  Vec acc[KR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < KR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[i][v] = load(out + i * ldo + v * kLanes);
+  for (int64_t p = 0; p < P; ++p) {
+    Vec row[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) row[v] = load(d + p * ldd + v * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < KR; ++i) {
+      const Vec s = set1(a[p * lda + i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] = fma(s, row[v], acc[i][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < KR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(out + i * ldo + v * kLanes, acc[i][v]);
+}
+
+template <int NV>
+void outer_panel(const float* a, int64_t lda, int64_t K, const float* d, int64_t ldd, int64_t P, float* out,
+                 int64_t ldo) {
+  constexpr int KR = kPanel == 4 ? (NV == 1 ? 16 : NV == 2 ? 8 : NV == 3 ? 8 : 4) : kPanel == 1 ? 4 : 2;
+  int64_t k = 0;
+  for (; k + KR <= K; k += KR) outer_block<KR, NV>(a + k, lda, d, ldd, P, out + k * ldo, ldo);
+  for (; k < K; ++k) outer_block<1, NV>(a + k, lda, d, ldd, P, out + k * ldo, ldo);
+}
+
+// out[K][N] += a[P][K]' d[P][N]: the weight gradient
+FTSO_INLINE void outer_product(const float* a, int64_t lda, int64_t K, const float* d, int64_t ldd, int64_t N,
+                               int64_t P, float* out, int64_t ldo) {
+  panels(N,
+         [=](auto width, int64_t c) { outer_panel<decltype(width)::value>(a, lda, K, d + c, ldd, P, out + c, ldo); });
+}
+
+}  // namespace
+}  // namespace ftso::FTSO_ISA

@@ -1,0 +1,268 @@
+// A reduction cell of the skip-only network in two launches: the paths from the inputs (eight FactorizedReduce, pooled
+// bypass), then, behind their batch norm, the nodes and what reads them. Gradients go the same way back.
+#include "consume.h"
+#include "ftso.h"
+#include "mix.h"
+
+namespace ftso::FTSO_ISA {
+namespace {
+
+// The four pixels of output pixel `out`, as offsets of rows of z: (0,0), (0,1), (1,0), (1,1).
+struct Window {
+  int64_t at[4];
+  Window(const Shape& s, int64_t out_row, int64_t column) {
+    const int64_t corner = 2 * out_row * s.W + 2 * column;
+    at[0] = corner, at[1] = corner + 1, at[2] = corner + s.W, at[3] = corner + s.W + 1;
+  }
+};
+
+FTSO_INLINE Vec normalised(const Source& x, const float* z, int64_t c) {
+  return fma(load(z + c), load(x.scale + c), load(x.shift + c));
+}
+
+// relu of the processed channels at (0,0), then at (1,1): a row of 2q activations. Rows are written in order, so what
+// a vector writes too far is overwritten (the last row has slack behind it).
+FTSO_INLINE void processed_row(const ReducePaths& r, const Source& x, const Window& w, float* a) {
+  for (int side = 0; side < 2; ++side) {
+    const float* z = x.z + w.at[3 * side] * x.ld;
+    for (int64_t c = 0; c < r.q; c += kLanes) store(a + side * r.q + c, max(normalised(x, z, c), zero()));
+  }
+}
+
+// Reads R_0j, R_1j, the paths' values at one pixel, and mixes the four nodes into x.
+template <int V>
+struct Nodes {
+  const ReduceStep& r;
+  const EdgeWeights b;
+  const Permutation<V> permutation;
+  const int n;
+  explicit Nodes(const ReduceStep& step)
+      : r(step), b(step.cell.weights), permutation(step.cell.shuffle), n(static_cast<int>(step.cell.shuffle.vectors)) {}
+
+  // Path value of an input's edge to a node: normalised f in the processed channels, the pooled bypass elsewhere.
+  Vec path(int64_t pixel, int input, int node, int v) const {
+    const int64_t c = v * kLanes;
+    Vec value = load(r.pooled[input] + pixel * r.C + c);
+    if (c < r.q) {
+      const int64_t column = input * r.F + node * r.q + c;
+      const Vec f = fma(load(r.f + pixel * 2 * r.F + column), load(r.scale + column), load(r.shift + column));
+      value = add(where_positive(load(r.processed + c), f), value);  // other lanes are other columns: not to be read
+    }
+    return value;
+  }
+
+  void mix(int64_t pixel, State<V> (*paths)[2], State<V>* x) const {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const int e = kFirstEdge[j + 2];
+      State<V> u;
+      FTSO_EACH(v) {
+        paths[j][0].at[v] = path(pixel, 0, j, v), paths[j][1].at[v] = path(pixel, 1, j, v);
+        u.at[v] = fma(b.at[e + 1], paths[j][1].at[v], mul(b.at[e], paths[j][0].at[v]));
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < j; ++i) FTSO_EACH(v) u.at[v] = fma(b.at[e + 2 + i], x[i].at[v], u.at[v]);
+      permutation.forward(u, x[j]);
+    }
+  }
+};
+
+template <int V>
+void reduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, float* a) {
+  const Nodes<V> nodes(r);
+  const int n = nodes.n;
+  const Vec floor = set1(relu ? 0.f : -__FLT_MAX__);
+  for (int64_t p = 0; p < P; ++p) {
+    State<V> paths[4][2], x[4];
+    nodes.mix(first + p, paths, x);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j)
+      FTSO_EACH(v) store(a + p * r.cell.K + (j * (V ? V : n) + v) * kLanes, max(x[j].at[v], floor));
+  }
+}
+
+template <int V>
+void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, const float* da, int64_t ldd, float* a,
+                   double* dots, float* f_sums) {
+  const Nodes<V> nodes(r);
+  const int n = nodes.n;
+  const EdgeWeights& b = nodes.b;
+  Vec acc[14];
+  for (Vec& s : acc) s = zero();
+  for (int64_t p = 0; p < P; ++p) {
+    const int64_t pixel = first + p;
+    State<V> paths[4][2], x[4], d[4], u[4], to_input[2];
+    nodes.mix(pixel, paths, x);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) FTSO_EACH(v) {
+        const int64_t at = (j * (V ? V : n) + v) * kLanes;
+        const Vec grad = load(da + p * ldd + at);
+        d[j].at[v] = relu ? where_positive(x[j].at[v], grad) : grad;
+        if (a) store(a + p * r.cell.K + at, max(x[j].at[v], zero()));
+      }
+#pragma GCC unroll 4
+    for (int j = 3; j >= 0; --j) {
+      const int e = kFirstEdge[j + 2];
+      nodes.permutation.backward(d[j], u[j]);
+      FTSO_EACH(v) {
+#pragma GCC unroll 2
+        for (int input = 0; input < 2; ++input) {
+          const Vec w = b.at[e + input], grad = u[j].at[v];
+          acc[e + input] = fma(grad, paths[j][input].at[v], acc[e + input]);
+          to_input[input].at[v] = j == 3 ? mul(w, grad) : fma(w, grad, to_input[input].at[v]);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < j; ++i) {
+          acc[e + 2 + i] = fma(u[j].at[v], x[i].at[v], acc[e + 2 + i]);
+          d[i].at[v] = fma(b.at[e + 2 + i], u[j].at[v], d[i].at[v]);
+        }
+      }
+    }
+    for (int input = 0; input < 2; ++input)
+      FTSO_EACH(v) store(r.d_pooled[input] + pixel * r.C + v * kLanes, to_input[input].at[v]);
+    for (int j = 0; j < 4; ++j) {  // in order: what a vector writes too far is overwritten
+      const int e = kFirstEdge[j + 2];
+      for (int v = 0; v * kLanes < r.q; ++v) {
+        const int64_t c = v * kLanes;
+        const Vec grad = u[j].at[v], processed = load(r.processed + c);
+        store(r.d_nodes + pixel * r.ld_nodes + j * r.q + c, grad);
+        for (int input = 0; input < 2; ++input) {
+          const Vec g = where_positive(processed, mul(b.at[e + input], grad));
+          float* s = f_sums + input * r.F + j * r.q + c;
+          add_to(s, g);
+          add_to(s + 2 * r.F + kLanes, mul(g, paths[j][input].at[v]));
+        }
+      }
+    }
+  }
+  if (dots)
+    for (int e = 0; e < 14; ++e) dots[e] += sum(acc[e]);
+}
+
+// The gradient of one input at the four pixels of a window: through the maximum for the bypassed channels (the first
+// of equal values takes it), through relu at (0,0) and (1,1) for the processed ones.
+FTSO_INLINE void spread_gradient(const ReducePaths& r, const Source& x, const Window& w, const float* d_pooled,
+                                 const float* d_processed, bool past_caches, float* s, float* q) {
+  for (int64_t c = 0; c < r.C; c += kLanes) {
+    const Vec bypass = load(r.bypass + c);
+    Vec z[4], left = mul(load(d_pooled + c), bypass), total = zero(), squares = zero();
+    for (int i = 0; i < 4; ++i) z[i] = load(x.z + w.at[i] * x.ld + c);
+    const Vec highest = max(max(z[0], z[1]), max(z[2], z[3]));
+    const Vec processed = load(r.processed + c);
+    for (int i = 0; i < 4; ++i) {
+      Vec g = where_equal(z[i], highest, left, zero());
+      left = where_equal(z[i], highest, zero(), left);
+      const Vec value = fma(z[i], load(x.scale + c), load(x.shift + c));
+      if ((i == 0 || i == 3) && c < r.q)
+        g = add(where_positive(processed, where_positive(value, load(d_processed + (i ? r.q : 0) + c))), g);
+      float* at = x.g + w.at[i] * x.ld + c;
+      past_caches ? stream(at, g) : store(at, g);
+      total = add(total, g), squares = fma(g, value, squares);
+    }
+    add_to(s + c, total), add_to(q + c, squares);
+  }
+}
+
+template <typename Visit>
+FTSO_INLINE void every_output_row(const Shape& s, int64_t chunk, Visit visit) {
+  for (int64_t b = s.B * chunk / kChunks; b < s.B * (chunk + 1) / kChunks; ++b)
+    for (int64_t row = b * s.H / 2; row < (b + 1) * s.H / 2; ++row) visit(row);
+}
+
+}  // namespace
+
+const char* reduce_paths_fwd(const ReducePaths& r, int64_t chunk, float* scratch) {
+  const int64_t Q = r.shape.W / 2;
+  float* a = scratch;
+  double* sums = r.sums + chunk * 4 * r.F;
+  every_output_row(r.shape, chunk, [&](int64_t row) {
+    for (int input = 0; input < 2; ++input) {
+      const Source& x = r.x[input];
+      for (int64_t i = 0; i < Q; ++i) {
+        const Window w(r.shape, row, i);
+        processed_row(r, x, w, a + i * 2 * r.q);
+        float* pooled = r.pooled[input] + (row * Q + i) * r.C;
+        for (int64_t c = 0; c < r.C; c += kLanes) {
+          const float* z = x.z + c;
+          const Vec highest = max(max(load(z + w.at[0] * x.ld), load(z + w.at[1] * x.ld)),
+                                  max(load(z + w.at[2] * x.ld), load(z + w.at[3] * x.ld)));
+          store(pooled + c, mul(fma(highest, load(x.scale + c), load(x.shift + c)), load(r.bypass + c)));
+        }
+      }
+      product<Out::kStats>(a, 2 * r.q, Q, r.w[input], r.F, 2 * r.q, r.F, r.f + row * Q * 2 * r.F + input * r.F, 2 * r.F,
+                           sums + input * r.F, sums + 2 * r.F + input * r.F);
+    }
+  });
+  return compiled_isa;
+}
+
+const char* reduce_fwd(const ReduceStep& r, int64_t chunk, float* scratch) {
+  const CellStep& c = r.cell;
+  const int64_t pixels = c.shape.B * c.shape.H * c.shape.W;
+  float* a = scratch;
+  every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
+    with_vectors(c.shuffle.vectors, [&](auto V) { reduce_tile<decltype(V)::value>(r, first, P, !c.pooled, a); });
+    read_by(c, pixels, chunk, b, first, P, a);
+  });
+  return compiled_isa;
+}
+
+const char* reduce_bwd(const ReduceStep& r, int64_t chunk, float* scratch) {
+  const CellStep& c = r.cell;
+  const int64_t T = tile_rows(c.shape) * c.shape.W, sums = 4 * r.F + 2 * kLanes;
+  float *f_sums = scratch, *da = scratch + sums, *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N;
+  for (int64_t i = 0; i < sums; ++i) f_sums[i] = 0;
+  double* dots = c.dots ? c.dots + chunk * 14 : nullptr;
+  const bool weights = c.product.dw;
+  every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
+    gradient_of_readers(c, b, first, P, dz, dzs, da);
+    for (int64_t p = 0; p < P; p += kRun) {
+      const int64_t n = P - p < kRun ? P - p : kRun, ldd = c.d_pooled ? 0 : c.K;
+      with_vectors(c.shuffle.vectors, [&](auto V) {
+        unreduce_tile<decltype(V)::value>(r, first + p, n, !c.d_pooled, da + p * ldd, ldd,
+                                          weights ? a + p * c.K : nullptr, dots, f_sums);
+      });
+      flush(r.f_sums + chunk * 4 * r.F, 2 * r.F, 2 * r.F, f_sums, f_sums + 2 * r.F + kLanes);
+      for (int64_t i = 0; i < sums; ++i) f_sums[i] = 0;  // the slack too
+    }
+    if (weights) weight_gradients(c, chunk, first, P, a, dz, dzs);
+  });
+  return compiled_isa;
+}
+
+const char* reduce_paths_bwd(const ReducePaths& r, int64_t chunk, float* scratch) {
+  const int64_t Q = r.shape.W / 2, pixels = r.shape.B * r.shape.H * r.shape.W;
+  float *sums = scratch, *a = sums + 2 * r.C, *df = a + Q * 2 * r.q + kLanes, *da = df + Q * r.F + kLanes;
+  for (int64_t i = 0; i < 2 * r.C; ++i) sums[i] = 0;
+  for (int input = 0; input < 2; ++input) {
+    const Source& x = r.x[input];
+    if (!x.g && !r.dw[input]) continue;
+    const bool past_caches = streams(pixels, x.ld);
+    float* al = scratch + 2 * r.C + Q * (2 * r.q + r.F + r.X) + 3 * kLanes;  // al times the weight of the node's edge
+    for (int64_t c = 0; c < r.F; ++c)
+      al[c] = c < 4 * r.q ? r.al[input * r.F + c] * r.weights[kFirstEdge[c / r.q + 2] + input] : 0;
+    every_output_row(r.shape, chunk, [&](int64_t row) {
+      for (int64_t i = 0; i < Q; ++i) {
+        const int64_t pixel = row * Q + i;
+        for (int64_t c = 0; c < r.F; c += kLanes) {
+          const int64_t column = input * r.F + c;
+          const Vec f = load(r.f + pixel * 2 * r.F + column), node = load(r.d_nodes + pixel * r.ld_nodes + c);
+          store(df + i * r.F + c, fma(load(al + c), node, fma(load(r.be + column), f, load(r.ga + column))));
+        }
+      }
+      product<Out::kStore>(df, r.F, Q, r.wt[input], r.X, r.F, r.X, da, r.X);
+      for (int64_t i = 0; i < Q; ++i) {
+        const Window w(r.shape, row, i);
+        if (r.dw[input]) processed_row(r, x, w, a + i * 2 * r.q);
+        if (x.g)
+          spread_gradient(r, x, w, r.d_pooled[input] + (row * Q + i) * r.C, da + i * r.X, past_caches, sums,
+                          sums + r.C);
+      }
+      if (r.dw[input]) outer_product(a, 2 * r.q, 2 * r.q, df, r.F, r.F, Q, r.dw[input] + chunk * 2 * r.q * r.F, r.F);
+      if (x.g) flush(x.sums + chunk * 2 * x.ld, r.C, x.ld, sums, sums + r.C);
+    });
+  }
+  return compiled_isa;
+}
+
+}  // namespace ftso::FTSO_ISA

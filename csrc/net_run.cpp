@@ -1,0 +1,407 @@
+// One forward or backward pass: weights are packed, stages launched, statistics finished between them.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "skip_net.h"
+#include "threads.h"
+
+namespace ftso {
+namespace {
+
+constexpr double kEps = 1e-5;  // of torch's batch norm
+
+int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+int64_t pixels(const Shape& s) { return s.B * s.H * s.W; }
+int64_t tile(const Shape& s) { return std::max<int64_t>(128, 2 * s.W); }
+
+// The sum of a chunked partial, chunk after chunk.
+template <typename T>
+double over_chunks(const T* partial, int64_t stride, int64_t at) {
+  double sum = 0;
+  for (int64_t c = 0; c < kChunks; ++c) sum += partial[c * stride + at];
+  return sum;
+}
+
+// Batch statistics from sums and squares: scale = 1/sqrt(var + eps), shift = -mean * scale.
+void finish_forward(const std::vector<double>& sums, double n, std::vector<double>& mean, std::vector<float>& scale,
+                    std::vector<float>& shift) {
+  const int64_t N = static_cast<int64_t>(mean.size());
+  for (int64_t c = 0; c < N; ++c) {
+    const double m = over_chunks(sums.data(), 2 * N, c) / n;
+    const double variance = over_chunks(sums.data(), 2 * N, N + c) / n - m * m;
+    const double r = 1 / std::sqrt(std::max(variance, 0.0) + kEps);
+    mean[c] = m, scale[c] = static_cast<float>(r), shift[c] = static_cast<float>(-m * r);
+  }
+}
+
+// dz = al * g + be * z + ga from the sums of g and of g * x, x the normalised value.
+void finish_backward(const std::vector<double>& sums, double n, const std::vector<double>& mean,
+                     const std::vector<float>& scale, std::vector<float>& al, std::vector<float>& be,
+                     std::vector<float>& ga) {
+  const int64_t N = static_cast<int64_t>(mean.size());
+  for (int64_t c = 0; c < N; ++c) {
+    const double s = over_chunks(sums.data(), 2 * N, c) / n, q = over_chunks(sums.data(), 2 * N, N + c) / n;
+    const double r = scale[c];
+    al[c] = static_cast<float>(r), be[c] = static_cast<float>(-r * r * q);
+    ga[c] = static_cast<float>(-r * s + r * r * mean[c] * q);
+  }
+}
+
+}  // namespace
+
+// ---- weights in, gradients out -------------------------------------------------------------------------------------
+
+template <typename Move>  // move(activation row k, output row o) for one part of a product
+static void every_weight(int64_t groups, int64_t width, int64_t rows, Move move) {
+  for (int64_t o = 0; o < rows; ++o)
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t c = 0; c < width; ++c) move(g * padded(width) + c, o, (o * groups + g) * width + c);
+}
+
+void SkipNet::pack(const Tensor& t, const float* const* weights) const {
+  if (!t.strided) {
+    for (const Part& p : t.parts)
+      every_weight(t.groups, t.width, p.rows, [&](int64_t k, int64_t o, int64_t from) {
+        t.w[k * t.N + p.column + o] = t.wt[(p.column + o) * t.K + k] = weights[p.weight][from];
+      });
+    return;
+  }
+  const int64_t second = t.offset ? 0 : t.half;  // where the second half's columns start in w2
+  every_weight(t.groups, t.width, t.half, [&](int64_t k, int64_t o, int64_t from) {
+    t.w[k * t.split + o] = t.wt[o * t.K + k] = weights[t.parts[0].weight][from];
+    t.w2[k * t.split + second + o] = t.wt2[(second + o) * t.K + k] = weights[t.parts[0].weight + 1][from];
+  });
+}
+
+void SkipNet::unpack(const Tensor& t, float* const* d_weights) const {
+  const int64_t width = t.strided ? t.split : t.N, stride = t.K * width;
+  if (!t.strided) {
+    for (const Part& p : t.parts)
+      every_weight(t.groups, t.width, p.rows, [&](int64_t k, int64_t o, int64_t into) {
+        d_weights[p.weight][into] = static_cast<float>(over_chunks(t.dw.data(), stride, k * width + p.column + o));
+      });
+    return;
+  }
+  const int64_t second = t.offset ? 0 : t.half;
+  every_weight(t.groups, t.width, t.half, [&](int64_t k, int64_t o, int64_t into) {
+    d_weights[t.parts[0].weight][into] = static_cast<float>(over_chunks(t.dw.data(), stride, k * width + o));
+    d_weights[t.parts[0].weight + 1][into] =
+        static_cast<float>(over_chunks(t.dw2.data(), stride, k * width + second + o));
+  });
+}
+
+// Edge (node j, input) has two weights [q/2][q]: output halves from the pixels (even, even) and (odd, odd).
+template <typename Move>
+static void every_path_weight(int64_t q, int64_t first, Move move) {
+  for (int64_t node = 0; node < 4; ++node)
+    for (int64_t input = 0; input < 2; ++input)
+      for (int64_t side = 0; side < 2; ++side)
+        for (int64_t o = 0; o < q / 2; ++o)
+          for (int64_t c = 0; c < q; ++c)
+            move(input, side * q + c, node * q + side * (q / 2) + o, first + (node * 2 + input) * 2 + side, o * q + c);
+}
+
+// Stem weights [out][in][3][3] against rows (y, x, in).
+template <typename Move>
+static void every_stem_weight(int64_t out, int64_t in, Move move) {
+  for (int64_t o = 0; o < out; ++o)
+    for (int64_t i = 0; i < in; ++i)
+      for (int64_t yx = 0; yx < 9; ++yx) move(yx * in + i, o, (o * in + i) * 9 + yx);
+}
+
+void SkipNet::pack_all(const float* const* weights) const {
+  every_stem_weight(stem_, spec_.in_channels,
+                    [&](int64_t k, int64_t o, int64_t from) { stem_w_[k * stem_padded_ + o] = weights[0][from]; });
+  for (const Tensor& t : tensors_) pack(t, weights);
+  for (const Cell& c : cells_)
+    if (c.reduction)
+      every_path_weight(c.q, c.weight, [&](int64_t input, int64_t k, int64_t column, int64_t index, int64_t from) {
+        c.w[input][k * c.F + column] = c.wt[input][column * c.X + k] = weights[index][from];
+      });
+}
+
+void SkipNet::unpack_all(const float* const* weights, float* const* d_weights) const {
+  for (const Tensor& t : tensors_) unpack(t, d_weights);
+  for (const Cell& c : cells_)
+    if (c.reduction)
+      every_path_weight(c.q, c.weight, [&](int64_t input, int64_t k, int64_t column, int64_t index, int64_t into) {
+        d_weights[index][into] = static_cast<float>(over_chunks(c.dw[input].data(), 2 * c.q * c.F, k * c.F + column));
+      });
+  // Behind the stem's batch norm: dW = gamma r (U - mean(d) sum(patch) - mean(d xhat) sum(patch xhat)), both sums from
+  // the patches' covariance.
+  const int64_t K = 9 * spec_.in_channels, ld = padded(K + 1), stride = (K + 1) * ld;
+  const double n = static_cast<double>(spec_.B * spec_.H * spec_.W);
+  std::vector<double> covariance(stride);
+  for (int64_t i = 0; i < stride; ++i) covariance[i] = over_chunks(covariance_.data(), stride, i);
+  for (int64_t o = 0; o < stem_; ++o) {
+    const double mean = stem_mean_[o], r = stem_rstd_[o];
+    const double s = over_chunks(stem_sums_.data(), 2 * stem_padded_, o);
+    const double q = (over_chunks(stem_sums_.data(), 2 * stem_padded_, stem_padded_ + o) - mean * s) * r;
+    d_weights[1][o] = static_cast<float>(q), d_weights[2][o] = static_cast<float>(s);
+    every_stem_weight(1, spec_.in_channels, [&](int64_t k, int64_t, int64_t into) {
+      double response = 0;
+      for (int64_t j = 0; j < K; ++j) response += covariance[k * ld + j] * stem_w_[j * stem_padded_ + o];
+      const double patch = covariance[k * ld + K], with_x = (response - patch * mean) * r;
+      const double u = over_chunks(stem_dw_.data(), K * stem_padded_, k * stem_padded_ + o);
+      d_weights[0][o * K + into] = static_cast<float>(weights[1][o] * r * (u - s / n * patch - q / n * with_x));
+    });
+  }
+}
+
+// ---- stages --------------------------------------------------------------------------------------------------------
+
+Product SkipNet::product(const Run& run, int tensor, bool with_weights) const {
+  if (tensor < 0) return {};
+  const Tensor& t = tensors_[tensor];
+  return {t.N,         t.w.data(),  t.wt.data(), run.at(t.z), t.sums.data(),
+          run.at(t.g), t.al.data(), t.be.data(), t.ga.data(), with_weights ? t.dw.data() : nullptr};
+}
+
+Source SkipNet::source(const Run& run, const Cell& c, int input, bool with_gradient) const {
+  const Tensor& t = tensors_[c.source[input]];
+  const int64_t column = c.column[input];
+  return {run.at(t.z) + column,
+          t.N,
+          t.scale.data() + column,
+          t.shift.data() + column,
+          with_gradient ? run.at(t.g) + column : nullptr,
+          t.back_sums.data() + column};
+}
+
+CellStep SkipNet::cell_step(const Run& run, size_t index, bool backward) const {
+  const Cell& c = cells_[index];
+  const bool last = index + 1 == cells_.size();
+  CellStep s{};
+  s.shape = c.out, s.K = 4 * c.padded, s.shuffle = c.shuffle();
+  s.weights = run.edges[c.reduction];
+  if (!c.reduction) {
+    const auto wanted = [&](int input) { return backward && (run.weights || c.source[input] > 0); };
+    s.x0 = source(run, c, 0, wanted(0)), s.x1 = source(run, c, 1, wanted(1));
+  }
+  s.product = product(run, c.product, run.weights);
+  s.strided.p = product(run, c.strided, run.weights);
+  if (c.strided >= 0) {
+    const Tensor& t = tensors_[c.strided];
+    s.strided.w2 = t.w2.data(), s.strided.wt2 = t.wt2.data();
+    s.strided.dw2 = run.weights ? t.dw2.data() : nullptr;
+    s.strided.width = t.split, s.strided.offset = t.offset;
+  }
+  s.pooled = last ? run.pooled : nullptr;
+  s.d_pooled = last ? run.d_pooled : nullptr;
+  s.dots = run.dots ? run.dots + index * kChunks * kEdges : nullptr;
+  return s;
+}
+
+ReducePaths SkipNet::reduce_paths(const Run& run, const Cell& c, bool backward) const {
+  ReducePaths r{};
+  r.shape = c.in, r.C = c.padded, r.q = c.q, r.F = c.F, r.X = c.X;
+  r.processed = c.processed.data(), r.bypass = c.bypass.data();
+  for (int i = 0; i < 2; ++i) {
+    r.x[i] = source(run, c, i, backward && (run.weights || c.source[i] > 0));
+    r.w[i] = c.w[i].data(), r.wt[i] = c.wt[i].data();
+    r.pooled[i] = run.at(c.pooled[i]), r.d_pooled[i] = run.at(c.d_pooled[i]);
+    r.dw[i] = run.weights ? c.dw[i].data() : nullptr;
+  }
+  r.f = run.at(c.f), r.sums = c.sums.data();
+  r.d_nodes = run.at(c.d_nodes), r.ld_nodes = buffers_[c.d_nodes].columns;
+  r.weights = run.edges[1], r.al = c.al.data(), r.be = c.be.data(), r.ga = c.ga.data();
+  return r;
+}
+
+ReduceStep SkipNet::reduce_step(const Run& run, size_t index, bool backward) const {
+  const Cell& c = cells_[index];
+  ReduceStep r{};
+  r.cell = cell_step(run, index, backward);
+  r.C = c.padded, r.q = c.q, r.F = c.F, r.processed = c.processed.data();
+  r.f = run.at(c.f), r.scale = c.scale.data(), r.shift = c.shift.data();
+  for (int i = 0; i < 2; ++i) r.pooled[i] = run.at(c.pooled[i]), r.d_pooled[i] = run.at(c.d_pooled[i]);
+  r.f_sums = c.back_sums.data(), r.d_nodes = run.at(c.d_nodes), r.ld_nodes = buffers_[c.d_nodes].columns;
+  return r;
+}
+
+StemStep SkipNet::stem_step(const Run& run) const {
+  StemStep s{};
+  s.shape = {spec_.B, spec_.H, spec_.W};
+  s.channels = spec_.in_channels, s.K = 9 * spec_.in_channels, s.S = stem_padded_;
+  s.images = run.images, s.w = stem_w_.data(), s.scale = stem_scale_.data(), s.shift = stem_shift_.data();
+  s.covariance = covariance_.data(), s.product = product(run, 0, run.weights);
+  s.sums = stem_sums_.data(), s.dw = stem_dw_.data();
+  return s;
+}
+
+template <typename Step>
+void SkipNet::launch(const char* name, const char* (*kernel)(const Step&, int64_t, float*), const Step& step,
+                     int64_t scratch, int threads) {
+  const char* ran[kChunks];
+  const auto start = std::chrono::steady_clock::now();
+  over_chunks_of_work(kChunks, threads,
+                      [&](int64_t chunk) { ran[chunk] = kernel(step, chunk, thread_scratch(scratch)); });
+  launches_.push_back({name, ran[0], std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()});
+}
+
+int64_t SkipNet::cell_scratch(const CellStep& c) const {
+  const int64_t T = tile(c.shape), N = c.product.N + c.strided.p.N;
+  return 2 * N + 4 * c.K + T * (2 * c.K + N) + 8 * kLanes;
+}
+
+void SkipNet::finish_stem(const float* const* weights) {
+  const int64_t K = 9 * spec_.in_channels, ld = padded(K + 1), stride = (K + 1) * ld;
+  const double n = static_cast<double>(spec_.B * spec_.H * spec_.W);
+  std::vector<double> covariance(stride);
+  for (int64_t i = 0; i < stride; ++i) covariance[i] = over_chunks(covariance_.data(), stride, i);
+  for (int64_t o = 0; o < stem_; ++o) {
+    double mean = 0, square = 0;
+    for (int64_t i = 0; i < K; ++i) {
+      const double w = stem_w_[i * stem_padded_ + o];
+      mean += w * covariance[i * ld + K];
+      for (int64_t j = 0; j < K; ++j) square += w * stem_w_[j * stem_padded_ + o] * covariance[i * ld + j];
+    }
+    mean /= n;
+    const double r = 1 / std::sqrt(std::max(square / n - mean * mean, 0.0) + kEps), scale = r * weights[1][o];
+    stem_mean_[o] = mean, stem_rstd_[o] = r;
+    stem_scale_[o] = static_cast<float>(scale), stem_shift_[o] = static_cast<float>(weights[2][o] - mean * scale);
+  }
+}
+
+// logits = pooled W' + b, small enough for one thread: sums are taken in double, in one order.
+void SkipNet::classify(const float* const* weights, float* logits) const {
+  const int64_t C = cells_.back().C, stride = cells_.back().padded;
+  const float *w = weights[n_weights_ - 2], *bias = weights[n_weights_ - 1];
+  for (int64_t b = 0; b < spec_.B; ++b)
+    for (int64_t o = 0; o < spec_.classes; ++o) {
+      double total = bias[o];
+      for (int64_t g = 0; g < 4; ++g)
+        for (int64_t c = 0; c < C; ++c)
+          total += static_cast<double>(pooled_[(b * 4 + g) * stride + c]) * w[(o * 4 + g) * C + c];
+      logits[b * spec_.classes + o] = static_cast<float>(total);
+    }
+}
+
+void SkipNet::unclassify(const float* const* weights, const float* d_logits, float* const* d_weights) {
+  const int64_t C = cells_.back().C, stride = cells_.back().padded, n = spec_.classes;
+  const float* w = weights[n_weights_ - 2];
+  std::vector<double> row(4 * C);
+  for (int64_t b = 0; b < spec_.B; ++b) {
+    std::fill(row.begin(), row.end(), 0.0);
+    for (int64_t o = 0; o < n; ++o)
+      for (int64_t k = 0; k < 4 * C; ++k) row[k] += static_cast<double>(d_logits[b * n + o]) * w[o * 4 * C + k];
+    for (int64_t k = 0; k < 4 * C; ++k) d_pooled_[(b * 4 + k / C) * stride + k % C] = static_cast<float>(row[k]);
+  }
+  for (int64_t o = 0; d_weights && o < n; ++o) {
+    std::fill(row.begin(), row.end(), 0.0);
+    double total = 0;
+    for (int64_t b = 0; b < spec_.B; ++b) {
+      const double d = d_logits[b * n + o];
+      total += d;
+      for (int64_t k = 0; k < 4 * C; ++k) row[k] += d * pooled_[(b * 4 + k / C) * stride + k % C];
+    }
+    for (int64_t k = 0; k < 4 * C; ++k) d_weights[n_weights_ - 2][o * 4 * C + k] = static_cast<float>(row[k]);
+    d_weights[n_weights_ - 1][o] = static_cast<float>(total);
+  }
+}
+
+const char* SkipNet::forward(float* memory, bool with_weights, const float* images, const float* const* weights,
+                             const float* edges_normal, const float* edges_reduce, float* logits, int threads) {
+  const Kernels& isa = kernels();
+  const Run run{
+      memory,      &plan(with_weights).offsets, images, {edges_normal, edges_reduce}, pooled_.data(), nullptr, nullptr,
+      with_weights};
+  launches_.clear();
+  pack_all(weights);
+  const auto clear = [](std::vector<double>& sums) { std::fill(sums.begin(), sums.end(), 0.0); };
+  const auto finish = [&](int tensor) {
+    if (tensor < 0) return;
+    const Tensor& t = tensors_[tensor];
+    finish_forward(t.sums, static_cast<double>(pixels(t.shape)), t.mean, t.scale, t.shift);
+  };
+  for (Tensor& t : tensors_) clear(t.sums);
+  for (Cell& c : cells_) clear(c.sums);
+
+  const StemStep stem = stem_step(run);
+  const int64_t padded_image = (spec_.H + 2) * (spec_.W + 2) * spec_.in_channels, patch = padded(stem.K + 1);
+  launch("stem_covariance", isa.stem_covariance, stem, spec_.W * patch + patch * patch + padded_image, threads);
+  finish_stem(weights);
+  launch("stem_fwd", isa.stem_fwd, stem, 2 * stem.product.N + tile(stem.shape) * stem.S + padded_image, threads);
+  finish(0);
+  for (size_t i = 0; i < cells_.size(); ++i) {
+    const Cell& c = cells_[i];
+    if (c.reduction) {
+      const ReducePaths paths = reduce_paths(run, c, false);
+      launch("reduce_paths_fwd", isa.reduce_paths_fwd, paths, 4 * c.F + c.in.W / 2 * 2 * c.q + 2 * kLanes, threads);
+      finish_forward(c.sums, static_cast<double>(pixels(c.out)), c.mean, c.scale, c.shift);
+      const ReduceStep step = reduce_step(run, i, false);
+      launch("reduce_fwd", isa.reduce_fwd, step, cell_scratch(step.cell), threads);
+    } else {
+      const CellStep step = cell_step(run, i, false);
+      launch("cell_fwd", isa.cell_fwd, step, cell_scratch(step), threads);
+    }
+    finish(c.product), finish(c.strided);
+  }
+  classify(weights, logits);
+  return launches_.front().isa;
+}
+
+const char* SkipNet::backward(float* memory, const float* images, const float* const* weights,
+                              const float* edges_normal, const float* edges_reduce, const float* d_logits,
+                              float* d_edges_normal, float* d_edges_reduce, float* const* d_weights, int threads) {
+  const Kernels& isa = kernels();
+  std::fill(dots_.begin(), dots_.end(), 0.0);
+  unclassify(weights, d_logits, d_weights);
+  const bool with_weights = d_weights != nullptr;
+  const Run run{memory,       &plan(with_weights).offsets,
+                images,       {edges_normal, edges_reduce},
+                nullptr,      d_pooled_.data(),
+                dots_.data(), with_weights};
+  launches_.clear();
+  const auto clear = [](auto& values) { std::fill(values.begin(), values.end(), 0); };
+  for (Tensor& t : tensors_) {
+    clear(t.back_sums);
+    if (with_weights) clear(t.dw), clear(t.dw2);
+  }
+  for (Cell& c : cells_) {
+    clear(c.back_sums);
+    for (auto& dw : c.dw)
+      if (with_weights) clear(dw);
+  }
+  if (with_weights) clear(stem_dw_), clear(stem_sums_);
+  const auto finish = [&](int tensor) {
+    if (tensor < 0) return;
+    const Tensor& t = tensors_[tensor];
+    finish_backward(t.back_sums, static_cast<double>(pixels(t.shape)), t.mean, t.scale, t.al, t.be, t.ga);
+  };
+  for (size_t i = cells_.size(); i-- > 0;) {
+    const Cell& c = cells_[i];
+    finish(c.product), finish(c.strided);
+    if (c.reduction) {
+      const ReduceStep step = reduce_step(run, i, true);
+      launch("reduce_bwd", isa.reduce_bwd, step, cell_scratch(step.cell) + 4 * c.F + 4 * kLanes, threads);
+      finish_backward(c.back_sums, static_cast<double>(pixels(c.out)), c.mean, c.scale, c.al, c.be, c.ga);
+      const ReducePaths paths = reduce_paths(run, c, true);
+      const int64_t scratch = 2 * c.padded + c.in.W / 2 * (2 * c.q + c.F + c.X) + c.F + 8 * kLanes;
+      launch("reduce_paths_bwd", isa.reduce_paths_bwd, paths, scratch, threads);
+    } else {
+      const CellStep step = cell_step(run, i, true);
+      launch("cell_bwd", isa.cell_bwd, step, cell_scratch(step), threads);
+    }
+  }
+  if (with_weights) {
+    finish(0);
+    const StemStep stem = stem_step(run);
+    const int64_t padded_image = (spec_.H + 2) * (spec_.W + 2) * spec_.in_channels;
+    launch("stem_bwd", isa.stem_bwd, stem, 2 * stem.S + tile(stem.shape) * (2 * stem.S + stem.product.N) + padded_image,
+           threads);
+    unpack_all(weights, d_weights);
+  }
+  float* const d_edges[2] = {d_edges_normal, d_edges_reduce};
+  for (int type = 0; type < 2; ++type)
+    for (int e = 0; d_edges[type] && e < kEdges; ++e) {
+      double total = 0;
+      for (size_t i = 0; i < cells_.size(); ++i)
+        if (cells_[i].reduction == (type == 1)) total += over_chunks(dots_.data() + i * kChunks * kEdges, kEdges, e);
+      d_edges[type][e] = static_cast<float>(total);
+    }
+  return launches_.front().isa;
+}
+
+}  // namespace ftso

@@ -1,0 +1,114 @@
+// The stem of the skip-only network: 3x3 convolution straight from padded rows, batch norm, relu, and the products that
+// begin the first two cells. Its output is never stored. Its batch statistics are those of 3x3 patches, seen through
+// the weights: one covariance of the patches (with a constant 1 appended, which gives the means) serves all channels
+// forward, and makes the weight gradient a single pass backward.
+#include "consume.h"
+#include "ftso.h"
+
+namespace ftso::FTSO_ISA {
+namespace {
+
+// One image with its border of zeros, channels last: rows of (W + 2) * channels.
+struct Padded {
+  const StemStep& s;
+  const int64_t ld;
+  float* rows;
+  Padded(const StemStep& step, float* memory) : s(step), ld((step.shape.W + 2) * step.channels), rows(memory) {
+    for (int64_t i = 0; i < ld * (s.shape.H + 2); ++i) rows[i] = 0;
+  }
+  void read(int64_t image) {
+    const int64_t H = s.shape.H, W = s.shape.W;
+    for (int64_t c = 0; c < s.channels; ++c)
+      for (int64_t r = 0; r < H; ++r) {
+        const float* from = s.images + ((image * s.channels + c) * H + r) * W;
+        float* to = rows + (r + 1) * ld + s.channels + c;
+        for (int64_t x = 0; x < W; ++x) to[x * s.channels] = from[x];
+      }
+  }
+  // The raw convolution of image row r, [W][S].
+  void convolve(int64_t r, float* out) const {
+    const int64_t K = 3 * s.channels, W = s.shape.W;
+    for (int64_t y = 0; y < 3; ++y) {
+      const float *row = rows + (r + y) * ld, *w = s.w + y * K * s.S;
+      if (y == 0)
+        product<Out::kStore>(row, s.channels, W, w, s.S, K, s.S, out, s.S);
+      else
+        product<Out::kAdd>(row, s.channels, W, w, s.S, K, s.S, out, s.S);
+    }
+  }
+};
+
+}  // namespace
+
+const char* stem_covariance(const StemStep& s, int64_t chunk, float* scratch) {
+  const int64_t W = s.shape.W, n = s.K + 1, ld = (n + kLanes - 1) / kLanes * kLanes, K = 3 * s.channels;
+  float *patches = scratch, *covariance = scratch + W * ld;
+  Padded image(s, covariance + n * ld);
+  for (int64_t i = 0; i < W * ld; ++i) patches[i] = 0;
+  for (int64_t x = 0; x < W; ++x) patches[x * ld + s.K] = 1;
+  double* total = s.covariance + chunk * n * ld;
+  for (int64_t i = 0; i < n * ld; ++i) total[i] = 0;
+  for (int64_t b = s.shape.B * chunk / kChunks; b < s.shape.B * (chunk + 1) / kChunks; ++b) {
+    image.read(b);
+    for (int64_t r = 0; r < s.shape.H; ++r) {
+      for (int64_t i = 0; i < n * ld; ++i) covariance[i] = 0;
+      for (int64_t x = 0; x < W; ++x)
+        for (int64_t y = 0; y < 3; ++y)
+          for (int64_t k = 0; k < K; ++k)
+            patches[x * ld + y * K + k] = image.rows[(r + y) * image.ld + x * s.channels + k];
+      outer_product(patches, ld, n, patches, ld, ld, W, covariance, ld);
+      for (int64_t i = 0; i < n * ld; i += kLanes) add_to(total + i, load(covariance + i));
+    }
+  }
+  return compiled_isa;
+}
+
+const char* stem_fwd(const StemStep& s, int64_t chunk, float* scratch) {
+  const int64_t W = s.shape.W, pixels = s.shape.B * s.shape.H * W, T = tile_rows(s.shape) * W;
+  float* a = scratch;
+  Padded image(s, a + T * s.S);
+  int64_t loaded = -1;
+  every_tile(s.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
+    if (b != loaded) image.read(loaded = b);
+    const int64_t r = first / W - b * s.shape.H;
+    for (int64_t i = 0; i < P / W; ++i) image.convolve(r + i, a + i * W * s.S);
+    for (int64_t p = 0; p < P; ++p)
+      for (int64_t c = 0; c < s.S; c += kLanes) {
+        float* at = a + p * s.S + c;
+        store(at, max(fma(load(at), load(s.scale + c), load(s.shift + c)), zero()));
+      }
+    consume(s.product, pixels, chunk, first, P, a, s.S);
+  });
+  return compiled_isa;
+}
+
+const char* stem_bwd(const StemStep& s, int64_t chunk, float* scratch) {
+  const int64_t W = s.shape.W, T = tile_rows(s.shape) * W, K = 3 * s.channels;
+  float *sums = scratch, *a = sums + 2 * s.S, *da = a + T * s.S, *dz = da + T * s.S;
+  Padded image(s, dz + T * s.product.N);
+  for (int64_t i = 0; i < 2 * s.S; ++i) sums[i] = 0;
+  int64_t loaded = -1;
+  every_tile(s.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
+    if (b != loaded) image.read(loaded = b);
+    const int64_t r = first / W - b * s.shape.H;
+    gather_gradient(s.product, first, P, s.S, dz, da);
+    for (int64_t i = 0; i < P / W; ++i) image.convolve(r + i, a + i * W * s.S);
+    for (int64_t p = 0; p < P; ++p)
+      for (int64_t c = 0; c < s.S; c += kLanes) {
+        float *at = a + p * s.S + c, *grad = da + p * s.S + c;
+        const Vec raw = load(at), x = fma(raw, load(s.scale + c), load(s.shift + c));
+        const Vec d = where_positive(x, load(grad));
+        store(at, max(x, zero())), store(grad, d);
+        add_to(sums + c, d), store(sums + s.S + c, fma(d, raw, load(sums + s.S + c)));
+      }
+    flush(s.sums + chunk * 2 * s.S, s.S, s.S, sums, sums + s.S);
+    weight_gradient(s.product, chunk, P, a, s.S, dz);
+    for (int64_t i = 0; i < P / W; ++i)
+      for (int64_t y = 0; y < 3; ++y)
+        outer_product(image.rows + (r + i + y) * image.ld, s.channels, K, da + i * W * s.S, s.S, s.S, W,
+                      s.dw + chunk * s.K * s.S + y * K * s.S, s.S);
+  });
+  return compiled_isa;
+}
+
+}  // namespace ftso::FTSO_ISA

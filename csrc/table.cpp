@@ -1,0 +1,34 @@
+// The table of one instruction set's kernels; the declarations follow from the table's own types.
+#include "ftso.h"
+#include "simd.h"
+
+namespace ftso {
+
+template <typename Pointer>
+struct Pointee;
+template <typename Result, typename... Arguments>
+struct Pointee<Result (*)(Arguments...)> {
+  using type = Result(Arguments...);
+};
+#define FTSO_KERNEL(name) Pointee<decltype(Kernels::name)>::type name
+
+namespace FTSO_ISA {
+
+FTSO_KERNEL(skip_cell_fwd);
+FTSO_KERNEL(skip_cell_bwd);
+FTSO_KERNEL(stem_covariance);
+FTSO_KERNEL(stem_fwd);
+FTSO_KERNEL(stem_bwd);
+FTSO_KERNEL(cell_fwd);
+FTSO_KERNEL(cell_bwd);
+FTSO_KERNEL(reduce_paths_fwd);
+FTSO_KERNEL(reduce_paths_bwd);
+FTSO_KERNEL(reduce_fwd);
+FTSO_KERNEL(reduce_bwd);
+
+extern const Kernels kernels;
+const Kernels kernels = {compiled_isa, skip_cell_fwd, skip_cell_bwd,    stem_covariance,  stem_fwd,   stem_bwd,
+                         cell_fwd,     cell_bwd,      reduce_paths_fwd, reduce_paths_bwd, reduce_fwd, reduce_bwd};
+
+}  // namespace FTSO_ISA
+}  // namespace ftso

@@ -1,0 +1,201 @@
+"""The skip-only super-network from images to logits, as a chain of stages between batch norms.
+
+Its definition is `SuperNet`'s plain PyTorch path (FTSO section 3.2): stem, cells of skip connections, mean over the
+image. The cpu backend computes the same, forward and backward, one launch between two batch norms: a stage reads the
+raw outputs z of the convolutions before it and their statistics, normalises on load (x = (z - mean) / std), mixes a
+cell's four nodes in registers, applies ReLU, multiplies by the 1x1 weights of both later readers, and sums the
+statistics of what it writes. With g = dL/dx and n pixels, what flows back through a batch norm is
+
+    dz = g / std - mean(g) / std - x mean(g x) / std ,
+
+formed on load by the producer's backward stage from the two sums that the reader's has taken. Kept for backward: the
+raw outputs and their statistics, nothing else.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._backend import core
+
+MAX_CHANNELS = 1024
+
+
+class NetSpec(NamedTuple):
+    """`channels` of the first cells, doubled at cells//3 and 2*cells//3; 1/k of a cell's channels are processed."""
+
+    channels: int
+    cells: int
+    k: int
+
+
+def cpu_cannot(images: Tensor, spec: NetSpec) -> str | None:
+    """Why the cpu backend does not take this network, or None."""
+    if spec.cells < 3:
+        return f"expected at least 3 cells, got {spec.cells}"
+    if 4 * spec.channels > MAX_CHANNELS:
+        return f"expected at most {MAX_CHANNELS // 4} channels, got {spec.channels}"
+    if images.requires_grad:
+        return "it has no gradient for the images"
+    return None
+
+
+def skip_net(
+    images: Tensor, edges_normal: Tensor, edges_reduce: Tensor, weights: Sequence[Tensor], spec: NetSpec
+) -> Tensor:
+    """Logits (B, classes) on the cpu backend.
+
+    images: (B, 1 or 3, H, W), H and W divisible by 4; edges_*: (14,) softmaxed edge weights; weights: the network's
+    parameters in the order of `SuperNet.parameters()`; all float32 on the cpu. First
+    derivatives for edges and weights; what does not require a gradient costs none. The memory is one arena, kept from
+    call to call (`release_memory` gives it back).
+
+    Raises ValueError or TypeError naming the argument, what was expected and what came.
+    """
+    _check(images, edges_normal, edges_reduce, weights, spec)
+    return _SkipNet.apply(images, edges_normal, edges_reduce, spec, *weights)
+
+
+def weight_shapes(in_channels: int, classes: int, spec: NetSpec) -> list[tuple[int, ...]]:
+    """The shapes of `weights`: stem convolution, its batch norm, then per cell preprocess0, preprocess1 and, in a
+    reduction cell, the eight FactorizedReduce of its edges; classifier (the order of PC-DARTS' parameters)."""
+    C, stem = spec.channels, 3 * spec.channels
+    shapes: list[tuple[int, ...]] = [(stem, in_channels, 3, 3), (stem,), (stem,)]
+    before, last, reduced = stem, stem, False
+    for cell in range(spec.cells):
+        reduction = cell in (spec.cells // 3, 2 * spec.cells // 3)
+        C *= 1 + reduction
+        shapes += [(C // 2, before, 1, 1)] * 2 if reduced else [(C, before, 1, 1)]
+        shapes.append((C, last, 1, 1))
+        if reduction:
+            shapes += [(C // spec.k // 2, C // spec.k, 1, 1)] * 16
+        before, last, reduced = last, 4 * C, reduction
+    return [*shapes, (classes, last), (classes,)]
+
+
+def _check(
+    images: Tensor, edges_normal: Tensor, edges_reduce: Tensor, weights: Sequence[Tensor], spec: NetSpec
+) -> None:
+    for name, value in spec._asdict().items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"skip_net: {name}: expected a positive whole number, got {value!r}")
+    if spec.channels % spec.k:
+        raise ValueError(f"skip_net: k: expected a divisor of the {spec.channels} channels, got {spec.k}")
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or images.shape[2] % 4 or images.shape[3] % 4:
+        raise ValueError(
+            f"skip_net: images: expected shape (B, 1 or 3, H, W) with H and W divisible by 4, got {tuple(images.shape)}"
+        )
+    if not images.numel():
+        raise ValueError(f"skip_net: images: expected at least one image, got shape {tuple(images.shape)}")
+    reason = cpu_cannot(images, spec)
+    if reason:
+        raise ValueError(f"skip_net: the cpu backend cannot: {reason}")
+    classes = weights[-1].shape[0] if weights and weights[-1].dim() else 0
+    shapes = weight_shapes(images.shape[1], classes, spec)
+    if len(weights) != len(shapes):
+        raise ValueError(f"skip_net: weights: expected {len(shapes)} tensors, got {len(weights)}")
+    wanted = [("edges_normal", edges_normal, (14,)), ("edges_reduce", edges_reduce, (14,))]
+    wanted += [(f"weights[{i}]", w, shape) for i, (w, shape) in enumerate(zip(weights, shapes, strict=True))]
+    for name, tensor, shape in [("images", images, tuple(images.shape)), *wanted]:
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"skip_net: {name}: expected shape {shape}, got {tuple(tensor.shape)}")
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise TypeError(f"skip_net: {name}: expected float32 on the cpu, got {tensor.dtype} on {tensor.device}")
+
+
+class _Workspace:
+    """A planned network and its arena; back in `_free` when its last user is gone."""
+
+    def __init__(self, key: tuple[int, ...]) -> None:
+        self.key = key
+        self.net = core().SkipNet(*key)
+        self.arena = torch.empty(self.net.arena_floats(True))
+        assert self.arena.data_ptr() % 64 == 0
+
+
+_free: list[_Workspace] = []
+
+
+def release_memory() -> None:
+    """Give back the memory that the last network worked in."""
+    _free.clear()
+
+
+class _Lease:
+    """The use of a workspace by one forward pass and its backward."""
+
+    def __init__(self, key: tuple[int, ...]) -> None:
+        fitting = [w for w in _free if w.key == key]
+        _free.clear()  # one arena at most waits for its next use
+        self.workspace = fitting[0] if fitting else _Workspace(key)
+        self.intact = False
+
+    def __del__(self) -> None:
+        if hasattr(self, "workspace") and not _free:
+            _free.append(self.workspace)
+
+
+class _SkipNet(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, edges_normal: Tensor, edges_reduce: Tensor, spec: NetSpec, *weights: Tensor
+    ) -> Tensor:
+        B, channels, H, W = images.shape
+        ctx.lease = _Lease((B, H, W, channels, *spec, weights[-1].shape[0]))
+        tensors = [t.detach().contiguous() for t in (images, edges_normal, edges_reduce, *weights)]
+        ctx.save_for_backward(*tensors)
+        ctx.for_weights = any(ctx.needs_input_grad[4:])
+        return _run_forward(ctx, tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        images, edges_normal, edges_reduce, *weights = tensors
+        if not ctx.lease.intact:  # a second backward pass: the first has used up what forward left
+            _run_forward(ctx, tensors)
+        ctx.lease.intact = False
+        net, arena = ctx.lease.workspace.net, ctx.lease.workspace.arena
+        grad = grad.contiguous()
+        edges = [torch.empty(14) if need else None for need in ctx.needs_input_grad[1:3]]
+        d_weights = [torch.empty_like(w) for w in weights] if ctx.for_weights else []
+        net.backward(
+            arena.data_ptr(),
+            images.data_ptr(),
+            [w.data_ptr() for w in weights],
+            edges_normal.data_ptr(),
+            edges_reduce.data_ptr(),
+            grad.data_ptr(),
+            *(0 if e is None else e.data_ptr() for e in edges),
+            [d.data_ptr() for d in d_weights],
+            torch.get_num_threads(),
+        )
+        wanted = zip(ctx.needs_input_grad[4:], d_weights, strict=True) if d_weights else ()
+        return (
+            None,
+            *edges,
+            None,
+            *(d if need else None for need, d in wanted),
+            *([None] * (len(weights) - len(d_weights))),
+        )
+
+
+def _run_forward(ctx: Any, tensors: Sequence[Tensor]) -> Tensor:
+    images, edges_normal, edges_reduce, *weights = tensors
+    net, arena = ctx.lease.workspace.net, ctx.lease.workspace.arena
+    logits = images.new_empty(images.shape[0], weights[-1].shape[0])
+    net.forward(
+        arena.data_ptr(),
+        ctx.for_weights,
+        images.data_ptr(),
+        [w.data_ptr() for w in weights],
+        edges_normal.data_ptr(),
+        edges_reduce.data_ptr(),
+        logits.data_ptr(),
+        torch.get_num_threads(),
+    )
+    ctx.lease.intact = True
+    return logits

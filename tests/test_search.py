@@ -1,0 +1,822 @@
+"""The search: what each step computes, on which batch, what is recorded, and that nothing falls back in silence."""
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+
+from ftso_fast import CIFAR10, IMAGENET, PRESETS, DataError, NumericalError, SearchConfig, UsageError, kernels, search
+from ftso_fast.config import Mode
+
+# the names `ftso_fast.search` and `kernels.skip_cell` are the functions
+search_module = importlib.import_module("ftso_fast.search")
+skip_net_module = importlib.import_module("ftso_fast.kernels.skip_net")
+Run = search_module._Run
+
+SMALL = SearchConfig(cells=4, channels=8, batch_size=8)
+NORMAL_CELLS = 2  # of SMALL's four
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These images are too small to share, and idle threads that spin make tests slow where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def arrays(n=32, size=8, classes=4, channels=3, seed=0):
+    """uint8 images whose classes differ in brightness, and their labels in turn."""
+    g = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    x = g.integers(0, 160, (n, size, size, channels)) + 20 * y[:, None, None, None]
+    return x.astype(np.uint8), y
+
+
+def batches(n, seed=0, size=8, B=4):
+    """Float batches; the images of batch i hold the value i in their first pixel."""
+    g = torch.Generator().manual_seed(seed)
+    found = [(torch.randn(B, 3, size, size, generator=g), torch.arange(B) % 2) for _ in range(n)]
+    for i, (images, _) in enumerate(found):
+        images[:, :, 0, 0] = i
+    return found
+
+
+def small(data=None, mode="1it", **changes):
+    options = {name: changes.pop(name) for name in ("seed", "k", "backend", "classes", "progress") if name in changes}
+    config = dataclasses.replace(SMALL, **changes)
+    return search(arrays() if data is None else data, mode, config=config, **options)
+
+
+def document(result, *without):
+    """Everything in the result but what two equal runs may differ in, as bytes."""
+    fields = result.to_dict()
+    for name in ("seconds", "peak_bytes", *without):
+        del fields[name]
+    return json.dumps(fields)
+
+
+def answer(result):
+    return document(result, "config", "losses", "weight_steps", "kernel_calls")
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Every step taken: its kind, the first pixel of its batch, and the learning rate of the weights."""
+    taken = []
+
+    def record(name, kind):
+        step = getattr(Run, name)
+
+        def recorded(run, batch, *lr):
+            taken.append((kind, float(batch.images[0, 0, 0, 0]), *lr))
+            return step(run, batch, *lr)
+
+        monkeypatch.setattr(Run, name, recorded)
+
+    record("architecture_step", "architecture")
+    record("weight_step", "weight")
+    return taken
+
+
+# -- what the steps do
+
+
+def test_the_last_weight_step_cannot_change_the_answer():
+    assert SMALL.weight_lr == 0.025
+    assert SMALL.final_weight_step is False
+    for mode in ("1it", "3it", "1ep"):
+        without, complete = small(mode=mode), small(mode=mode, final_weight_step=True)
+        assert complete.weight_steps == complete.iterations == without.weight_steps + 1
+        assert answer(complete) == answer(without)
+        assert without.to_dict()["config"]["final_weight_step"] is False
+
+
+def test_the_first_weight_step_of_two_changes_the_answer(monkeypatch):
+    usual = small(mode="2it")
+    assert usual.weight_steps == 1
+    monkeypatch.setattr(Run, "weight_step", lambda run, batch, lr: run.losses[1].append(math.nan))
+    without = small(mode="2it")
+    for cell in ("normal", "reduce"):
+        assert without.betas[cell].before == usual.betas[cell].before
+        assert without.betas[cell].gradient != usual.betas[cell].gradient
+        assert without.betas[cell].after != usual.betas[cell].after
+
+
+def test_the_rate_of_the_weights_matters_from_the_second_iteration_on():
+    assert answer(small(mode="1it", weight_lr=0.0)) == answer(small(mode="1it"))
+    assert answer(small(mode="2it", weight_lr=0.0)) != answer(small(mode="2it"))
+
+
+class Gradients(TorchDispatchMode):
+    """Counts the backward operations and what they were asked to compute."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions, self.norms, self.products, self.softmaxes = [], [], 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        if name == "aten::convolution_backward":
+            self.convolutions.append(tuple(args[-1]))
+        elif name == "aten::native_batch_norm_backward":
+            self.norms.append(tuple(args[-1]))
+        elif name == "aten::mm":  # of the classifier: one product for its input, one for its weight
+            self.products += 1
+        elif name == "aten::_softmax_backward_data":  # of the edge weights
+            self.softmaxes += 1
+        return function(*args, **(kwargs or {}))
+
+
+def counted(step, *args):
+    """On the reference path, where the dispatcher sees every operation."""
+    with kernels.use_backend("reference"), Gradients() as found:
+        step(*args)
+    return found
+
+
+def a_run(cells=8):
+    torch.manual_seed(0)
+    net = search_module.SuperNet(4, 8, cells)
+    batch = search_module.Batch(torch.randn(4, 3, 16, 16), torch.arange(4))
+    return Run(net, SMALL), batch, sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
+
+
+def test_an_architecture_step_computes_no_weight_gradient():
+    run, batch, _ = a_run()
+    before = [w.detach().clone() for w in run.weights]
+    found = counted(run.architecture_step, batch)
+    assert len(found.convolutions) > 40
+    assert not any(weight or bias for _, weight, bias in found.convolutions)
+    assert not any(weight or bias for _, weight, bias in found.norms)
+    assert found.products == 1
+    assert found.softmaxes == 8
+    assert all(torch.equal(a, b) and a.grad is None for a, b in zip(run.weights, before, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(run.net.betas(), run.before, strict=True))
+
+
+def test_a_weight_step_computes_no_beta_gradient():
+    run, batch, n_convolutions = a_run()
+    before = [w.detach().clone() for w in run.weights]
+    found = counted(run.weight_step, batch, 0.025)
+    assert len(found.convolutions) == n_convolutions
+    assert all(weight for _, weight, _ in found.convolutions)
+    assert found.products == 2
+    assert found.softmaxes == 0
+    assert all(torch.equal(a, b) and a.grad is None for a, b in zip(run.net.betas(), run.before, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(run.weights, before, strict=True))
+
+
+def test_the_counter_sees_gradients_that_nobody_needs():
+    run, batch, n_convolutions = a_run()
+    with kernels.use_backend("reference"):
+        loss = torch.nn.functional.cross_entropy(run.net(batch.images), batch.labels)
+    found = counted(torch.autograd.grad, loss, [*run.weights, *run.net.betas()])
+    assert sum(weight for _, weight, _ in found.convolutions) == n_convolutions
+    assert found.products == 2
+    assert found.softmaxes == 8
+
+
+@pytest.fixture
+def wrap_net(monkeypatch):
+    """wrap_net(forward=f, backward=g): the compiled network with f(net, *arguments) in place of its own method."""
+
+    def wrap(**methods):
+        class Wrapped:
+            def __init__(self, *spec):
+                self.net = real.SkipNet(*spec)
+
+            def __getattr__(self, name):
+                if name in methods:
+                    return lambda *arguments: methods[name](self.net, *arguments)
+                return getattr(self.net, name)
+
+        monkeypatch.setattr(skip_net_module, "core", lambda: SimpleNamespace(SkipNet=Wrapped))
+        kernels.release_memory()
+
+    real = skip_net_module.core()
+    yield wrap
+    kernels.release_memory()
+
+
+def stages(step, *args):
+    """The kernels that ran in a step."""
+    before = kernels.calls()
+    step(*args)
+    return {name.split("/")[0] for name, n in kernels.calls().items() if n != before.get(name, 0)}
+
+
+def test_the_compiled_network_is_asked_for_what_a_step_needs(wrap_net):
+    asked = []
+
+    def backward(net, *arguments):
+        asked.append((arguments[6:8] != (0, 0), len(arguments[8])))  # edge gradients wanted, weight gradients
+        net.backward(*arguments)
+
+    wrap_net(backward=backward)
+    run, batch, _ = a_run()
+    assert "stem_bwd" not in stages(run.architecture_step, batch)  # the stem has weights only
+    assert "stem_bwd" in stages(run.weight_step, batch, 0.025)
+    assert asked == [(True, 0), (False, len(run.weights))]
+
+
+def test_a_step_moves_by_its_rate():
+    run, batch, _ = a_run(4)
+    run.architecture_step(batch)
+    for betas, before, g in zip(run.net.betas(), run.before, run.gradient, strict=True):
+        clear = g.abs() > 1e-5
+        assert clear.sum() >= 7
+        assert ((betas - before) / SMALL.arch_lr + g.sign())[clear].abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e6])
+def test_gradients_are_clipped(limit):
+    runs = []
+    for clip in (limit, None):
+        run, batch, _ = a_run(4)
+        run.config = dataclasses.replace(SMALL, arch_grad_clip=clip, grad_clip=clip, weight_decay=0.0)
+        before = [w.detach().clone() for w in run.weights]
+        run.sgd.weight_decay = 0.0
+        run.architecture_step(batch)
+        run.weight_step(batch, 1.0)
+        moved = torch.cat([(a.detach() - b).flatten() for a, b in zip(run.weights, before, strict=True)]).norm()
+        runs.append((float(torch.cat(run.gradient).norm()), float(moved)))
+    (clipped_betas, clipped_weights), (betas, weights) = runs
+    assert clipped_betas == pytest.approx(min(limit, betas), rel=1e-2)
+    assert clipped_weights == pytest.approx(min(limit, weights), rel=1e-2)
+    assert betas > 2e-3
+
+
+# -- which batch goes where
+
+
+def test_batches_of_one_iterable_alternate_and_the_first_is_the_architectures(steps):
+    small(iter(batches(6)), "3it", final_weight_step=True)
+    assert [(kind, first) for kind, first, *_ in steps] == [
+        ("architecture", 0),
+        ("weight", 1),
+        ("architecture", 2),
+        ("weight", 3),
+        ("architecture", 4),
+        ("weight", 5),
+    ]
+
+
+def test_a_tuple_of_loaders_is_weights_then_architecture(steps):
+    weights, architecture = batches(6)[:3], batches(6)[3:]
+    small((weights, architecture), "2it")
+    assert [(kind, first) for kind, first, *_ in steps] == [("architecture", 3), ("weight", 0), ("architecture", 4)]
+
+
+def test_the_architecture_half_goes_on_when_an_epoch_ends(steps):
+    small((batches(5)[:2], batches(5)[2:]), "2ep", final_weight_step=True)
+    assert [first for kind, first, *_ in steps if kind == "weight"] == [0, 1, 0, 1]
+    assert [first for kind, first, *_ in steps if kind == "architecture"] == [2, 3, 4, 2]
+
+
+@pytest.mark.parametrize(("mode", "iterations"), [("1it", 1), ("5it", 5), ("1ep", 3), ("2ep", 6)])
+def test_number_of_steps(mode, iterations):
+    """40 images: 20 a half, and a last batch of 4."""
+    seen = []
+    result = small(arrays(40), mode, progress=lambda *counts: seen.append(counts))
+    assert (result.iterations, result.weight_steps) == (iterations, iterations - 1)
+    assert result.mode == mode
+    assert [len(losses) for losses in result.losses] == [iterations, iterations - 1]
+    assert all(0.1 < loss < 10 for losses in result.losses for loss in losses)
+    assert seen == [(i + 1, iterations) for i in range(iterations)]
+
+
+def test_an_epoch_of_unknown_length(steps):
+    """A generator ends the epoch; a list begins again."""
+    result = small((b for b in batches(6)), "1ep")
+    assert result.iterations == 3
+    steps.clear()
+
+    class Unsized:
+        def __iter__(self):
+            return iter(batches(4))
+
+    seen = []
+    result = small(Unsized(), "2ep", progress=lambda *counts: seen.append(counts))
+    assert (result.iterations, result.weight_steps) == (4, 4)  # the end shows only after the step
+    assert [first for _, first, *_ in steps] == [0, 1, 2, 3] * 2
+    assert seen == [(i + 1, None) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "schedule", "rates"),
+    [
+        ("1it", "cosine", [1]),
+        ("2it", "cosine", [1, 1]),
+        ("1ep", "cosine", [1, 1]),
+        ("2ep", "cosine", [1, 1, 0.5, 0.5]),
+        ("4ep", "cosine", [1] * 2 + [0.5 + 0.5**1.5] * 2 + [0.5] * 2 + [0.5 - 0.5**1.5] * 2),
+        ("4it", "cosine", [1, 1, 0.5, 0.5]),
+        ("2ep", "constant", [1, 1, 1, 1]),
+    ],
+)
+def test_schedule(steps, mode, schedule, rates):
+    small(mode=mode, weight_schedule=schedule, final_weight_step=True)
+    found = [step[2] for step in steps if step[0] == "weight"]
+    assert found == pytest.approx([0.025 * rate for rate in rates], rel=1e-12)
+
+
+def test_warm_up(steps):
+    result = small(mode="3ep", warmup_epochs=2, final_weight_step=True)
+    assert [kind for kind, *_ in steps] == ["weight"] * 4 + ["architecture", "weight"] * 2
+    assert (result.iterations, result.weight_steps) == (2, 6)
+
+
+@pytest.mark.parametrize("mode", ["1ep", "2ep", "1it", "4it"])
+def test_a_search_that_ends_in_its_warm_up_is_refused(mode):
+    with pytest.raises(UsageError, match=rf"mode: {mode} ends within the 2 warm-up epochs"):
+        small(mode=mode, warmup_epochs=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "it", "0it", "01it", "-1it", "1.5it", "1 it", "1IT", "1it\n", "1it+1ep", "99999999it", None, 1]
+)
+def test_bad_mode(text):
+    with pytest.raises(UsageError, match="mode: expected 'Nit' or 'Nep', such as '1it' or '50ep', got "):
+        small(mode=text)
+
+
+def test_modes():
+    assert Mode.parse("1it") == Mode(1, "it")
+    assert Mode.parse("50ep") == Mode(50, "ep")
+    assert str(Mode.parse("50ep")) == "50ep"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cells", 2),
+        ("channels", 0),
+        ("batch_size", 1),
+        ("batch_size", True),
+        ("warmup_epochs", -1),
+        ("warmup_epochs", 0.5),
+        ("weight_lr", -0.1),
+        ("weight_lr", math.nan),
+        ("momentum", "0.9"),
+        ("arch_lr", 0.0),
+        ("arch_lr", math.inf),
+        ("grad_clip", 0.0),
+        ("arch_grad_clip", -1.0),
+        ("arch_betas", (0.5, 1.0)),
+        ("arch_betas", (0.5,)),
+        ("weight_schedule", "linear"),
+    ],
+)
+def test_bad_config(field, value):
+    with pytest.raises(UsageError, match=rf"config\.{field}: expected"):
+        SearchConfig(**{field: value})
+
+
+def test_presets_are_table_4s():
+    assert dataclasses.asdict(CIFAR10) == {
+        "cells": 8,
+        "channels": 16,
+        "batch_size": 256,
+        "weight_lr": 0.025,
+        "weight_schedule": "cosine",
+        "momentum": 0.9,
+        "weight_decay": 3e-4,
+        "grad_clip": 5.0,
+        "arch_lr": 6e-4,
+        "arch_betas": (0.5, 0.999),
+        "arch_eps": 1e-8,
+        "arch_weight_decay": 1e-3,
+        "arch_grad_clip": None,
+        "warmup_epochs": 0,
+        "final_weight_step": False,
+    }
+    assert (IMAGENET.weight_lr, IMAGENET.arch_lr) == (0.5, 6e-3)
+    assert PRESETS["cifar10-batch64"].batch_size == 64
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CIFAR10.arch_lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"replace": "conv"}, "replace: expected one of max_pool_3x3, .* got 'conv'"),
+        ({"replace": "none"}, "replace: expected one of max_pool_3x3, .* got 'none'"),
+        ({"backend": "gpu"}, "backend: expected one of cpu, reference, got 'gpu'"),
+        ({"k": 3}, "k: expected a divisor of the 16 channels"),
+        ({"k": 32}, "k: expected a divisor of the 16 channels"),
+        ({"seed": 0.5}, r"seed: expected a whole number, got 0\.5"),
+        ({"classes": "ten"}, "classes='ten' is not a whole number"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UsageError, match=message):
+        search(arrays(), **options)
+
+
+# -- repetition
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_repetition_gives_the_same_bytes(backend):
+    results = [small(mode="1ep", backend=backend) for _ in range(2)]
+    assert document(results[0]) == document(results[1])
+    fields = results[0].to_dict()["betas"]
+    for cell in ("normal", "reduce"):
+        for name in ("before", "after", "gradient"):
+            row = fields[cell][name]
+            assert [float.fromhex(text) for text in row["hex"]] == list(row["values"])
+            assert len(row["values"]) == 14
+            assert all(math.isfinite(value) for value in row["values"])
+
+
+def test_seeds_differ():
+    first, second = small(seed=0), small(seed=1)
+    assert first.betas["normal"].before != second.betas["normal"].before
+    assert first.betas["normal"].gradient != second.betas["normal"].gradient
+    assert document(first) != document(second)
+
+
+def test_the_number_of_threads_changes_the_rounding_only():
+    """The kernels give the same bytes on any number of threads; torch's batch norm and products do not promise it."""
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            results.append(small(arrays(size=16)))
+    finally:
+        torch.set_num_threads(threads)
+    one, two = (r.betas for r in results)
+    for cell in ("normal", "reduce"):
+        assert one[cell].before == two[cell].before
+        largest = max(map(abs, one[cell].gradient))
+        assert one[cell].gradient == pytest.approx(two[cell].gradient, abs=1e-3 * largest)
+
+
+def test_global_generators_and_switches_are_left_alone():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    state = torch.get_rng_state()
+    small(mode="2it")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.randint(1 << 30) == np.random.RandomState(5).randint(1 << 30)
+    assert torch.is_grad_enabled()
+    assert kernels.requested() is None
+    first = document(small())
+    torch.manual_seed(6)
+    assert document(small()) == first
+
+
+# -- kernels
+
+
+@pytest.mark.parametrize("backend", [None, "cpu"])
+def test_kernel_calls_are_counted(isa, backend):
+    result = small(mode="3it", backend=backend)
+    steps = result.iterations + result.weight_steps
+    assert steps == 5
+    each = {"stem": 1, "stem_covariance": 1, "cell": NORMAL_CELLS, "reduce": 2, "reduce_paths": 2}
+    wanted = {f"{stage}_{way}/{isa}": n * steps for stage, n in each.items() for way in ("fwd", "bwd")}
+    wanted[f"stem_covariance/{isa}"] = wanted.pop(f"stem_covariance_fwd/{isa}")
+    del wanted[f"stem_covariance_bwd/{isa}"]
+    wanted[f"stem_bwd/{isa}"] = result.weight_steps
+    assert result.kernel_calls == wanted
+    assert (result.backend, result.isa) == ("cpu", isa)
+
+
+@pytest.mark.parametrize("backend", [None, "cpu"])
+@pytest.mark.parametrize("method", ["forward", "backward"])
+def test_a_broken_kernel_fails_the_search(method, backend, wrap_net):
+    def broken(net, *arguments):
+        raise RuntimeError("broken on purpose")
+
+    wrap_net(**{method: broken})
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        small(backend=backend)
+    assert small(backend="reference").backend == "reference"
+
+
+def test_a_kernel_that_computes_nonsense_shows(wrap_net):
+    """The compiled network's values reach the answer: fed with one cell type's edge weights twice, it is another."""
+    usual = small(backend="cpu")
+    wrap_net(forward=lambda net, *a: net.forward(*a[:4], a[4], a[4], *a[6:]))
+    assert small(backend="cpu").betas["normal"].gradient != usual.betas["normal"].gradient
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_backends_agree(seed):
+    cpu, reference = (small(arrays(64, 16), seed=seed, backend=name, batch_size=32) for name in ("cpu", "reference"))
+    assert (reference.backend, reference.isa, reference.kernel_calls) == ("reference", None, {})
+    assert cpu.backend == "cpu"
+    clear = 0
+    for cell in ("normal", "reduce"):
+        ours, theirs = cpu.betas[cell], reference.betas[cell]
+        assert ours.before == theirs.before
+        for node, (a, b) in enumerate(((0, 2), (2, 5), (5, 9), (9, 14))):
+            largest = max(map(abs, theirs.gradient[a:b]))
+            assert ours.gradient[a:b] == pytest.approx(theirs.gradient[a:b], abs=1e-3 * largest)
+            if min(map(abs, theirs.gradient[a:b])) > 2e-3 * largest:  # no sign can differ
+                clear += 1
+                assert ours.topology[node] == theirs.topology[node]
+    assert clear >= 6
+
+
+def test_environment_chooses_the_backend(monkeypatch):
+    monkeypatch.setenv("FTSO_BACKEND", "reference")
+    assert small().backend == "reference"
+    assert small(backend="cpu").backend == "cpu"
+    monkeypatch.setenv("FTSO_BACKEND", "gpu")
+    with pytest.raises(UsageError, match="FTSO_BACKEND: expected one of cpu, reference, got 'gpu'"):
+        small()
+
+
+HEAD = """
+import sys
+import numpy as np
+"""
+TAIL = """
+import ftso_fast
+x = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+def small(**options):
+    config = ftso_fast.SearchConfig(cells=3, channels=4, batch_size=4)
+    return ftso_fast.search((x, np.arange(16) % 2), "2it", config=config, **options)
+"""
+
+
+def python(code, **env):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FTSO_")}
+    env = inherited | {"OMP_NUM_THREADS": "1"} | env
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_environment_chooses_the_instruction_set(isa):
+    done = python(HEAD + TAIL + "result = small(); print(result.isa, *result.kernel_calls)", FTSO_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    ran, *names = done.stdout.split()
+    assert ran == isa
+    assert f"cell_bwd/{isa}" in names
+    assert all(name.endswith(f"/{isa}") for name in names)
+
+
+def test_an_unknown_instruction_set_is_refused():
+    code = HEAD + TAIL + "\ntry:\n    small()\nexcept ftso_fast.UsageError as error:\n    print(error)"
+    done = python(code, FTSO_ISA="mmx")
+    assert done.stdout.startswith("FTSO_ISA: expected one of "), done.stderr
+    assert done.stdout.rstrip().endswith("got 'mmx'")
+
+
+def test_without_the_compiled_core():
+    code = (
+        HEAD
+        + 'sys.modules["ftso_fast._C"] = None'
+        + TAIL
+        + """
+result = small()
+print(result.backend, result.isa, result.kernel_calls, ftso_fast.kernels.backends()["reference"])
+try:
+    small(backend="cpu")
+except ftso_fast.UsageError as error:
+    print(error)
+"""
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert "running on the slower reference path: the compiled core ftso_fast._C is not there" in done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "reference None {} None"
+    assert second.startswith("backend 'cpu': the compiled core ftso_fast._C is not there")
+    assert "install with a C++17 compiler" in second
+
+
+def test_a_search_imports_no_compiler():
+    """torch._dynamo and triton take longer to import than a one-iteration search takes."""
+    code = HEAD + TAIL + "small(); print(*sorted(sys.modules))"
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    modules = done.stdout.split()
+    assert "torch" in modules
+    heavy = ("torch._dynamo", "torch._inductor", "triton", "sklearn", "scipy", "rich", "sympy", "torchvision")
+    assert not [m for m in modules if m in heavy]
+
+
+# -- data
+
+
+def data_of_every_kind():
+    x, y = arrays(16)
+    tensors = torch.from_numpy(x).permute(0, 3, 1, 2).float() / 64 - 2, torch.from_numpy(y)
+    dataset = TensorDataset(*tensors)
+    return {
+        "uint8 arrays": lambda: (x, y),
+        "float tensors": lambda: tensors,
+        "data set": lambda: dataset,
+        "data loader": lambda: DataLoader(dataset, batch_size=4, shuffle=True),
+        "two data loaders": lambda: (DataLoader(dataset, batch_size=4), DataLoader(dataset, batch_size=8)),
+        "list of batches": lambda: batches(4),
+        "generator": lambda: iter(batches(4)),
+    }
+
+
+@pytest.mark.parametrize("kind", data_of_every_kind())
+def test_every_kind_of_data(kind):
+    result = small(data_of_every_kind()[kind](), "2it")
+    assert result.iterations == 2
+    assert result.data.classes in (2, 4)
+    assert result.data.shape == (3, 8, 8)
+    assert result.to_dict()["data"]["source"] == result.data.source
+
+
+def test_grey_images():
+    result = small(arrays(channels=1))
+    assert result.data.shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_other_parts_of_the_channels(k):
+    assert small(k=k, channels=16).to_dict()["k"] == k
+
+
+def spoiled(at, **changes):
+    found = batches(4)
+    images, labels = found[at]
+    found[at] = (changes.get("images", images), changes.get("labels", labels))
+    return found
+
+
+NAN = torch.full((4, 3, 8, 8), math.nan)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (spoiled(0, images=NAN), "batch 0: images hold NaN or infinity: clean the data or check the normalisation"),
+        (spoiled(2, images=NAN), "batch 2: images hold NaN"),
+        (spoiled(1, labels=torch.tensor([0, 1, 7, 1])), r"batch 1: label 7 is outside 0\.\.1: pass classes=8"),
+        (spoiled(0, labels=torch.tensor([0, 1, -1, 1])), "batch 0: label -1 is negative"),
+        (spoiled(2, images=torch.zeros(4, 3, 12, 8)), "batch 2: images of shape .* follow images of shape"),
+        (spoiled(0, images=torch.zeros(4, 3, 10, 8)), "height 10 and width 8 .* must be divisible by 4"),
+        ([(torch.zeros(1, 3, 8, 8), torch.zeros(1))], "batch 0: a batch needs at least 2 images, got 1"),
+        ([], "batches: is empty: give at least one batch"),
+        (iter(batches(3)), "the data ended after 1 of 2 iterations: give more batches or search fewer"),
+    ],
+)
+def test_bad_data(data, message):
+    with pytest.raises(DataError, match=message):
+        small(data, "2it", final_weight_step=True)
+
+
+def test_data_that_end_before_the_last_epoch():
+    with pytest.raises(DataError, match="the data ended after 2 of 3 iterations"):
+        small((b for b in batches(4)), "3ep")
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e19, 1e37])
+def test_images_without_a_gradient_are_a_numerical_error(scale):
+    """Where the variance of a channel is beyond float32, batch norm turns every image into the same one."""
+    images = [(scale * images, labels) for images, labels in batches(4)]
+    message = "architecture step 1: the gradient is exactly zero.* all alike or too large .* normalise"
+    with pytest.raises(NumericalError, match=message):
+        small(images)
+
+
+@pytest.mark.parametrize("what", ["architecture", "weight"])
+def test_a_loss_that_is_not_finite_is_a_numerical_error(what, monkeypatch):
+    """Only a network that is itself broken gets there: batch norm takes finite images to finite ones."""
+
+    step = getattr(Run, f"{what}_step")
+
+    def broken(run, batch, *rest):
+        with torch.no_grad():
+            run.net.classifier.bias.fill_(math.inf)
+        return step(run, batch, *rest)
+
+    monkeypatch.setattr(Run, f"{what}_step", broken)
+    message = rf"{what} step 1: the loss \(nan\) or its gradient is not finite; lower the learning rate or normalise"
+    with pytest.raises(NumericalError, match=message):
+        small(mode="2it")
+
+
+def test_weights_that_diverge_are_a_numerical_error():
+    with pytest.raises(NumericalError, match=r"(architecture|weight) step \d+: the loss"):
+        small(mode="20ep", weight_lr=1e30, grad_clip=None)
+
+
+# -- the result
+
+
+def test_the_document():
+    result = small(mode="2it", seed=3)
+    fields = json.loads(result.to_json())
+    assert fields == json.loads(json.dumps(result.to_dict()))
+    assert fields["schema"] == "ftso.search/1"
+    assert set(fields["genotype"]) == {"normal", "normal_concat", "reduce", "reduce_concat"}
+    assert (fields["mode"], fields["seed"], fields["iterations"]) == ("2it", 3, 2)
+    assert (fields["backend"], fields["isa"]) == ("cpu", kernels.isa())
+    assert {"setup", "data", "architecture", "weights", "total"} == set(fields["seconds"])
+    assert 0 < sum(fields["seconds"].values()) <= 2 * fields["seconds"]["total"]
+    assert fields["peak_bytes"] > 1 << 20
+    assert fields["config"] == json.loads(json.dumps(dataclasses.asdict(SMALL)))
+    for cell in ("normal", "reduce"):
+        first, *rest = fields["margins"][cell]
+        assert first is None
+        assert [float.fromhex(m) for m in fields["margins_hex"][cell][1:]] == rest
+        assert all(margin >= 0 for margin in rest)
+    assert "\n" not in result.to_json()
+
+
+def test_margins_topology_and_changed_nodes():
+    result = small(mode="2ep", arch_lr=3e-3)
+    changed = 0
+    for cell in ("normal", "reduce"):
+        betas, at = result.betas[cell], 0
+        for node in range(4):
+            group = betas.after[at : at + 2 + node]
+            start = betas.before[at : at + 2 + node]
+            at += 2 + node
+            ranked = sorted(range(len(group)), key=lambda i: -group[i])
+            assert result.topology[cell][node] == tuple(ranked[:2])
+            if node:
+                second, third = group[ranked[1]], group[ranked[2]]
+                assert result.margins[cell][node] == pytest.approx((second - third) / 3e-3)
+            initial = sorted(range(len(start)), key=lambda i: -start[i])[:2]
+            assert (node + 2 in betas.changed) == (set(initial) != set(ranked[:2]))
+        changed += len(betas.changed)
+        edges = [("sep_conv_3x3", i) for pair in result.topology[cell] for i in pair]
+        assert list(getattr(result.genotype, cell)) == edges
+    assert 0 < changed <= 6
+
+
+def test_printed_it_tells_a_newcomer_what_was_found_and_how_far_to_trust_it():
+    result = small(seed=4)
+    text = str(result)
+    assert len(text.splitlines()) <= 8
+    assert repr(result.genotype) in text
+    for part in ("1 iteration,", f"cpu/{kernels.isa()}", "seed 4", "every edge is sep_conv_3x3", "32 images of 3x8x8"):
+        assert part in text
+    assert "4 classes" in text
+    assert f"{result.margins['normal'][3]:.1f}" in text
+    changed = sum(len(result.betas[cell].changed) for cell in ("normal", "reduce"))
+    assert f"changed {changed} of 6 free nodes from its random start" in text
+    assert "cannot outweigh a start drawn with deviation 0.001, so this answer is mostly its seed" in text
+    assert "mode 1ep" in text
+
+
+def test_the_warning_ends_with_a_long_search():
+    assert "mostly its seed" not in str(small(mode="2it", arch_lr=6e-3))
+
+
+def test_the_picture(tmp_path):
+    result = small()
+    result.draw(tmp_path / "cells.svg")
+    assert (tmp_path / "cells.svg").read_text().startswith("<svg")
+    assert result._repr_svg_().startswith("<svg")
+
+
+# -- real images, through the command
+
+
+@pytest.fixture(scope="module")
+def found(images_path):
+    """The document of one iteration without options."""
+    return ftso_search(images_path)
+
+
+def ftso_search(images_path, *options):
+    command = [sys.executable, "-m", "ftso_fast", "search", "--data", images_path, "--mode", "1it", "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    fields = json.loads(done.stdout)
+    assert fields.pop("seconds")["total"] > 0
+    assert fields.pop("peak_bytes") > 0
+    return fields
+
+
+def test_real_images(images_path, found):
+    assert ftso_search(images_path) == found
+    normal = {name: n for name, n in found["kernel_calls"].items() if name.startswith("cell_")}
+    assert normal == {f"cell_{way}/{found['isa']}": 6 for way in ("fwd", "bwd")}  # 6 normal cells, 1 step
+    assert found["data"]["shape"] == [3, 32, 32]
+    assert found["data"]["classes"] == 10
+
+
+def test_real_images_on_the_reference_path(images_path, found):
+    reference = ftso_search(images_path, "--backend", "reference")
+    assert (reference["backend"], reference["isa"], reference["kernel_calls"]) == ("reference", None, {})
+    for cell in ("normal", "reduce"):
+        ours, theirs = (fields["betas"][cell] for fields in (found, reference))
+        assert ours["before"] == theirs["before"]
+        for a, b in ((0, 2), (2, 5), (5, 9), (9, 14)):
+            wanted = theirs["gradient"]["values"][a:b]
+            assert ours["gradient"]["values"][a:b] == pytest.approx(wanted, abs=2e-2 * max(map(abs, wanted)))
