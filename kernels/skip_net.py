@@ -97,7 +97,10 @@ def _check(
     shapes = weight_shapes(images.shape[1], classes, spec)
     if len(weights) != len(shapes):
         raise ValueError(f"skip_net: weights: expected {len(shapes)} tensors, got {len(weights)}")
-    wanted = [("edges_normal", edges_normal, (14,)), ("edges_reduce", edges_reduce, (14,))]
+    wanted: list[tuple[str, Tensor, tuple[int, ...]]] = [
+        ("edges_normal", edges_normal, (14,)),
+        ("edges_reduce", edges_reduce, (14,)),
+    ]
     wanted += [(f"weights[{i}]", w, shape) for i, (w, shape) in enumerate(zip(weights, shapes, strict=True))]
     for name, tensor, shape in [("images", images, tuple(images.shape)), *wanted]:
         if tuple(tensor.shape) != shape:

@@ -19,6 +19,15 @@ NODES = ((0, 2), (2, 5), (5, 9), (9, 14))
 SPREAD = 0.3
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Idle threads that spin make tests slow where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def net_of(seed, **sizes):
     """A float64 network with betas of spread 0.3 and a random affine batch norm in the stem."""
     with torch.random.fork_rng(devices=[]):
@@ -67,6 +76,24 @@ def test_equal_to_the_textbook_at_other_depths(layers):
     net = net_of(layers, classes=3, channels=4, layers=layers, k=2)
     images, labels = batch_of(layers, (4, 3, 8, 8), 3)
     assert largest_error(net, images, labels, layers, 2) < 1e-10
+
+
+SIZES = [
+    {"k": 1, "in_channels": 3, "channels": 8, "layers": 8, "classes": 5},
+    {"k": 2, "in_channels": 1, "channels": 12, "layers": 5, "classes": 2},
+    {"k": 4, "in_channels": 3, "channels": 16, "layers": 8, "classes": 10},
+    {"k": 4, "in_channels": 1, "channels": 8, "layers": 3, "classes": 7},
+    {"k": 8, "in_channels": 3, "channels": 16, "layers": 4, "classes": 3},
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda s: f"k{s['k']}-c{s['in_channels']}-C{s['channels']}-L{s['layers']}")
+def test_kernels_equal_the_textbook(sizes, isa):
+    """Loss and every gradient in float32; the inputs and weights are the same numbers in both."""
+    net = net_of(7, **sizes).float()
+    images, labels = batch_of(7, (4, sizes["in_channels"], 12, 20), sizes["classes"])
+    with testing.arm("cpu", isa):
+        assert largest_error(net, images.float(), labels, sizes["layers"], sizes["k"]) < 1e-4
 
 
 def inverse_shuffle(x, k):
@@ -290,46 +317,54 @@ BATCHES = 20
 
 @pytest.fixture(scope="module")
 def accuracy():
-    """Networks and batches with float64 beta gradients, and the worst error of the float32 reference."""
+    """Networks and batches with float64 beta gradients, and the float32 reference's errors."""
     cases = []
     for seed in range(BATCHES):
-        net = net_of(100 + seed, classes=10)
+        net = net_of(100 + seed, classes=10).float().double()  # the same numbers in both precisions
         images, labels = batch_of(100 + seed, (16, 3, 32, 32), 10)
+        images = images.float().double()
         with net.only_betas():
             wanted = gradients(net, images, labels, net.betas())[1:]
         cases.append((net.float(), images.float(), labels, wanted))
     with testing.arm("reference", None):
-        return cases, worst_error(cases)
+        return cases, batch_errors(cases)
 
 
-def worst_error(cases):
-    """Over all batches and nodes, of whatever computes the float32 network at the moment."""
-    worst = 0.0
+def batch_errors(cases):
+    """Of whatever computes the float32 network now: the worst error, and the median node's in the best quarter.
+
+    In the worst batch rounding turns a ReLU or a maximum over, which says little about the arithmetic; the best
+    batches have no such turn.
+    """
+    worst, median = [], []
     for net, images, labels, wanted in cases:
         with net.only_betas():
             found = gradients(net, images, labels, net.betas())[1:]
-        worst = max(worst, *per_node_errors(found, wanted))
-    return worst
+        errors = sorted(per_node_errors(found, wanted))
+        worst.append(errors[-1])
+        median.append(errors[len(errors) // 2])
+    return max(worst), sorted(median)[len(cases) // 4]
 
 
 def test_kernels_are_as_accurate_as_the_float32_reference(accuracy, isa, record_property, capsys):
     cases, reference = accuracy
     with testing.arm("cpu", isa):
-        worst = worst_error(cases)
-    record_property("worst_error_kernel", worst)
-    record_property("worst_error_reference", reference)
+        kernel = batch_errors(cases)
+    record_property("worst_error_kernel", kernel[0])
+    record_property("worst_error_reference", reference[0])
     with capsys.disabled():
-        print(
-            f"\nworst error of a beta gradient against float64, per node, {BATCHES} batches of 16: "
-            f"{isa} {worst:.2e}, float32 reference {reference:.2e}"
-        )
-    assert 0 < worst <= 2 * reference < 0.1
+        print(f"\nerror of the beta gradients against float64, relative per node, {BATCHES} batches of 16:")
+        for name, (worst, typical) in ((isa, kernel), ("float32 reference", reference)):
+            print(f"  {name:18} worst {worst:.2e}, without turned ReLUs {typical:.2e}")
+    assert 0 < kernel[0] <= 2 * reference[0] < 0.1
+    assert 0 < kernel[1] <= 2 * reference[1] < 1e-5
 
 
-def test_the_bound_on_the_accuracy_can_be_missed(accuracy, monkeypatch):
-    """A skip cell whose output is off by one part in a thousand, as bfloat16 or a wrong sum would make it."""
+@pytest.mark.parametrize(("size", "which"), [(1e-3, 0), (1e-5, 1)])
+def test_the_bounds_on_the_accuracy_can_be_missed(accuracy, monkeypatch, size, which):
+    """A skip cell whose output is off by a part in a thousand, as bfloat16's is, or in a hundred thousand."""
     cases, reference = accuracy
     exact = supernet.skip_cell
-    monkeypatch.setattr(supernet, "skip_cell", lambda *args: exact(*args) + 1e-3 * exact(*args).detach().sin())
+    monkeypatch.setattr(supernet, "skip_cell", lambda *args: (y := exact(*args)) + size * y.detach().sin())
     with kernels.use_backend("reference"):
-        assert worst_error(cases[:5]) > 2 * reference
+        assert batch_errors(cases)[which] > 2 * reference[which]
