@@ -22,7 +22,6 @@ class BuildWithCMake(build_ext):
                 "install one (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install), "
                 "or set FTSO_CORE=OFF to install without the core, on the slower reference path."
             )
-        # absolute, and below the root: gcc 12 and relative `..` paths make ninja rebuild everything
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -32,7 +31,9 @@ class BuildWithCMake(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
-        subprocess.run(["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *configure], check=True)
+        # --fresh: an earlier build's cache names the ninja of pip's build environment of then, which is gone
+        fresh = ["cmake", "--fresh", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
+        subprocess.run([*fresh, *configure], check=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         subprocess.run(["cmake", "--build", str(build), "--target", "_C", "-j", jobs], check=True)
 

@@ -137,11 +137,23 @@ def test_threads(images):
     assert json.loads(done.stdout)["iterations"] == 1
 
 
-def test_progress_on_a_terminal_goes_to_stderr(run, images, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    code, out, _ = run("search", "--data", images, "--mode", "3it", "--json")
-    assert code == 0
+def test_progress_goes_to_a_terminal_on_stderr(images):
+    terminal, its_end = os.openpty()
+    command = [sys.executable, "-m", "ftso_fast", "search", "--data", images, "--mode", "3it", "--json"]
+    env = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=its_end) as running:
+        os.close(its_end)
+        shown = b""
+        try:
+            while part := os.read(terminal, 4096):
+                shown += part
+        except OSError:  # how Linux says that the other end is closed
+            pass
+        out = running.stdout.read()
+    os.close(terminal)
+    assert running.returncode == 0
+    assert b"search" in shown
+    assert b"100%" in shown
     assert json.loads(out)["iterations"] == 3
 
 
