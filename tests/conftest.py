@@ -8,6 +8,9 @@ import pytest
 
 from ftso_fast import kernels
 
+# a test's own `python -c` must import the installed package, not the source folder that it happens to run in
+os.environ["PYTHONSAFEPATH"] = "1"
+
 _isas_run: set[str] = set()
 
 
