@@ -826,3 +826,13 @@ def test_real_images_on_the_reference_path(images_path, found):
         for a, b in ((0, 2), (2, 5), (5, 9), (9, 14)):
             wanted = theirs["gradient"]["values"][a:b]
             assert ours["gradient"]["values"][a:b] == pytest.approx(wanted, abs=2e-2 * max(map(abs, wanted)))
+
+
+def test_peak_memory_is_the_processs_own():
+    """Not that of a large parent, which getrusage hands on."""
+    big = np.ones(60 * 2**20)  # 480 MiB
+    done = python(HEAD + TAIL + "print(small().peak_bytes)")
+    assert done.returncode == 0, done.stderr
+    own = small().peak_bytes
+    assert own > big.nbytes
+    assert 2**25 < int(done.stdout) < big.nbytes
