@@ -5,7 +5,6 @@
 #include <map>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "ftso.h"
@@ -94,20 +93,8 @@ PYBIND11_MODULE(_C, m) {
           [](int64_t B, int64_t H, int64_t W, int64_t in_channels, int64_t channels, int64_t cells, int64_t k,
              int64_t classes) { return new ftso::SkipNet({B, H, W, in_channels, channels, cells, k, classes}); }))
       .def("arena_floats", &ftso::SkipNet::arena_floats)
-      .def("parameters", &ftso::SkipNet::parameters)
       .def("forward", &net_forward)
-      .def("backward", &net_backward)
-      .def("launches",
-           [](const ftso::SkipNet& net) {
-             std::vector<std::tuple<std::string, std::string, double>> found;
-             for (const auto& l : net.launches()) found.emplace_back(l.stage, l.isa, l.seconds);
-             return found;
-           })
-      .def("views", [](const ftso::SkipNet& net, bool with_weights) {
-        std::map<std::string, std::vector<int64_t>> found;
-        for (const auto& [name, view] : net.views(with_weights)) found[name] = {view.offset, view.rows, view.columns};
-        return found;
-      });
+      .def("backward", &net_backward);
   m.def("calls", [] { return calls; });
   m.def("reset_calls", [] { calls.clear(); });
   m.def("isa", [] { return std::string(ftso::kernels().isa); });

@@ -145,5 +145,11 @@ FTSO_INLINE void every_tile(const Shape& s, int64_t chunk, Visit visit) {
     for (int64_t r = 0; r < s.H; r += rows) visit(b, (b * s.H + r) * s.W, (s.H - r < rows ? s.H - r : rows) * s.W);
 }
 
+// visit(first pixel, pixels) for the runs of a tile of P pixels.
+template <typename Visit>
+FTSO_INLINE void every_run(int64_t P, Visit visit) {
+  for (int64_t p = 0; p < P; p += kRun) visit(p, P - p < kRun ? P - p : kRun);
+}
+
 }  // namespace
 }  // namespace ftso::FTSO_ISA

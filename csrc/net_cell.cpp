@@ -46,7 +46,7 @@ FTSO_INLINE void put_gradient(const Source& x, int64_t pixel, bool past_caches, 
 
 // da: rows of 4 states, or one row for all pixels (ldd 0, the mean over the image). Writes the inputs' gradients where
 // asked, adds the edges' dots, and leaves the activations in `a` where the weight gradient wants them.
-template <int V, bool G0, bool G1>
+template <int V, bool G0, bool G1, bool DOTS>
 void unmix_tile(const CellStep& c, int64_t first, int64_t P, bool relu, const float* da, int64_t ldd, float* a,
                 double* dots, InputSums s0, InputSums s1) {
   const int n = static_cast<int>(c.shuffle.vectors);
@@ -77,7 +77,7 @@ void unmix_tile(const CellStep& c, int64_t first, int64_t P, bool relu, const fl
       permutation.backward(d[j], u);
 #pragma GCC unroll 6
       for (int i = 0; i < j; ++i) FTSO_EACH(v) {
-          acc[e + i] = fma(u.at[v], x[i].at[v], acc[e + i]);
+          if (DOTS) acc[e + i] = fma(u.at[v], x[i].at[v], acc[e + i]);
           if (i >= 2 || (i == 0 && G0) || (i == 1 && G1))
             d[i].at[v] = i < 2 && j == 5 ? mul(b.at[e + i], u.at[v]) : fma(b.at[e + i], u.at[v], d[i].at[v]);
         }
@@ -85,17 +85,17 @@ void unmix_tile(const CellStep& c, int64_t first, int64_t P, bool relu, const fl
     if (G0) put_gradient<V>(c.x0, first + p, past0, n, d[0], x[0], s0);
     if (G1) put_gradient<V>(c.x1, first + p, past1, n, d[1], x[1], s1);
   }
-  if (dots)
-    for (int e = 0; e < 14; ++e) dots[e] += sum(acc[e]);
+  for (int e = 0; DOTS && e < 14; ++e) dots[e] += sum(acc[e]);
 }
 
 template <int V>
 void unmix(const CellStep& c, int64_t first, int64_t P, bool relu, const float* da, int64_t ldd, float* a, double* dots,
            InputSums s0, InputSums s1) {
-  const bool g0 = c.x0.g, g1 = c.x1.g;
-  (g0   ? g1 ? unmix_tile<V, true, true> : unmix_tile<V, true, false>
-   : g1 ? unmix_tile<V, false, true>
-        : unmix_tile<V, false, false>)(c, first, P, relu, da, ldd, a, dots, s0, s1);
+  const bool g0 = c.x0.g, g1 = c.x1.g;  // without dots it is a weight step, which wants both
+  (!dots ? unmix_tile<V, true, true, false>
+   : g0  ? g1 ? unmix_tile<V, true, true, true> : unmix_tile<V, true, false, true>
+   : g1  ? unmix_tile<V, false, true, true>
+         : unmix_tile<V, false, false, true>)(c, first, P, relu, da, ldd, a, dots, s0, s1);
 }
 
 }  // namespace
@@ -111,22 +111,21 @@ const char* cell_fwd(const CellStep& c, int64_t chunk, float* scratch) {
 }
 
 const char* cell_bwd(const CellStep& c, int64_t chunk, float* scratch) {
-  const int64_t C = c.K / 4, T = tile_rows(c.shape) * c.shape.W;
+  const int64_t C = c.K / 4, T = tile_rows(c.shape) * c.shape.W, ldd = c.d_pooled ? 0 : c.K;
   float *sums = scratch, *da = sums + 4 * C, *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N;
   for (int64_t i = 0; i < 4 * C; ++i) sums[i] = 0;
   double* dots = c.dots ? c.dots + chunk * 14 : nullptr;
   const bool weights = c.product.dw;
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     gradient_of_readers(c, b, first, P, dz, dzs, da);
-    for (int64_t p = 0; p < P; p += kRun) {
-      const int64_t n = P - p < kRun ? P - p : kRun, ldd = c.d_pooled ? 0 : c.K;
+    every_run(P, [&](int64_t p, int64_t n) {
       with_vectors(c.shuffle.vectors, [&](auto V) {
         unmix<decltype(V)::value>(c, first + p, n, !c.d_pooled, da + p * ldd, ldd, weights ? a + p * c.K : nullptr,
                                   dots, {sums, sums + C}, {sums + 2 * C, sums + 3 * C});
       });
       if (c.x0.g) flush(c.x0.sums + chunk * 2 * c.x0.ld, C, c.x0.ld, sums, sums + C);
       if (c.x1.g) flush(c.x1.sums + chunk * 2 * c.x1.ld, C, c.x1.ld, sums + 2 * C, sums + 3 * C);
-    }
+    });
     if (weights) weight_gradients(c, chunk, first, P, a, dz, dzs);
   });
   return compiled_isa;

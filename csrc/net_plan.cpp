@@ -8,9 +8,7 @@ namespace {
 
 constexpr int64_t kSlack = 256;  // floats behind a buffer: vectors may read past its end
 
-int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 Shape halved(const Shape& s) { return {s.B, s.H / 2, s.W / 2}; }
-int64_t pixels(const Shape& s) { return s.B * s.H * s.W; }
 }  // namespace
 
 SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
@@ -102,8 +100,8 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
 
   // A buffer lives from the stage that writes it to the last that reads it; stage s runs backward at back(s).
   const auto back = [&](int64_t s) { return 2 * n_stages_ - 1 - s; };
-  const auto buffer = [&](std::string name, const Shape& s, int64_t columns, int64_t first, int64_t last) {
-    buffers_.push_back({std::move(name), pixels(s), columns, first, last});
+  const auto buffer = [&](const Shape& s, int64_t columns, int64_t first, int64_t last) {
+    buffers_.push_back({pixels(s), columns, first, last});
     return static_cast<int>(buffers_.size() - 1);
   };
   std::vector<int64_t> producer(tensors_.size(), 1), reader(tensors_.size(), 0);
@@ -114,25 +112,22 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
   }
   for (size_t i = 0; i < tensors_.size(); ++i) {
     Tensor& t = tensors_[i];
-    const std::string name = i == 0 ? "stem" : "product" + std::to_string(i);
-    t.z = buffer("z:" + name, t.shape, t.N, producer[i], back(producer[i]));
-    t.g = buffer("g:" + name, t.shape, t.N, back(reader[i]), back(producer[i]));
+    t.z = buffer(t.shape, t.N, producer[i], back(producer[i]));
+    t.g = buffer(t.shape, t.N, back(reader[i]), back(producer[i]));
   }
   for (size_t i = 0; i < cells_.size(); ++i) {
     Cell& c = cells_[i];
     if (!c.reduction) continue;
-    const std::string name = "cell" + std::to_string(i);
     const int64_t paths = c.stage, nodes = c.stage + 1, ld = padded(3 * c.q + padded(c.q));
-    c.f = buffer("f:" + name, c.out, 2 * c.F, paths, back(paths));
-    c.d_nodes = buffer("d_nodes:" + name, c.out, ld, back(nodes), back(paths));
+    c.f = buffer(c.out, 2 * c.F, paths, back(paths));
+    c.d_nodes = buffer(c.out, ld, back(nodes), back(paths));
     for (int input = 0; input < 2; ++input) {
-      const std::string which = name + "." + std::to_string(input);
-      c.pooled[input] = buffer("pooled:" + which, c.out, c.padded, paths, back(nodes));
-      c.d_pooled[input] = buffer("d_pooled:" + which, c.out, c.padded, back(nodes), back(paths));
+      c.pooled[input] = buffer(c.out, c.padded, paths, back(nodes));
+      c.d_pooled[input] = buffer(c.out, c.padded, back(nodes), back(paths));
     }
   }
   const int64_t patch = spec.in_channels * 9 + 1;
-  covariance_.assign(kChunks * patch * padded(patch), 0);
+  patches_.assign(kChunks * patch * padded(patch), 0), covariance_.assign(patch * padded(patch), 0);
   dots_.assign(spec.cells * kChunks * kEdges, 0);
   for (auto* v : {&stem_mean_, &stem_rstd_}) v->assign(stem_padded_, 0);
   stem_sums_.assign(kChunks * 2 * stem_padded_, 0);
@@ -168,10 +163,4 @@ SkipNet::Plan SkipNet::make_plan(bool weights) const {
   return plan;
 }
 
-std::map<std::string, SkipNet::View> SkipNet::views(bool weights) const {
-  std::map<std::string, View> found;
-  for (size_t i = 0; i < buffers_.size(); ++i)
-    found[buffers_[i].name] = {plan(weights).offsets[i], buffers_[i].rows, buffers_[i].columns};
-  return found;
-}
 }  // namespace ftso

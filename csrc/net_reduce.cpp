@@ -81,7 +81,7 @@ void reduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, float
   }
 }
 
-template <int V>
+template <int V, bool DOTS>
 void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, const float* da, int64_t ldd, float* a,
                    double* dots, float* f_sums) {
   const Nodes<V> nodes(r);
@@ -108,12 +108,12 @@ void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, con
 #pragma GCC unroll 2
         for (int input = 0; input < 2; ++input) {
           const Vec w = b.at[e + input], grad = u[j].at[v];
-          acc[e + input] = fma(grad, paths[j][input].at[v], acc[e + input]);
+          if (DOTS) acc[e + input] = fma(grad, paths[j][input].at[v], acc[e + input]);
           to_input[input].at[v] = j == 3 ? mul(w, grad) : fma(w, grad, to_input[input].at[v]);
         }
 #pragma GCC unroll 4
         for (int i = 0; i < j; ++i) {
-          acc[e + 2 + i] = fma(u[j].at[v], x[i].at[v], acc[e + 2 + i]);
+          if (DOTS) acc[e + 2 + i] = fma(u[j].at[v], x[i].at[v], acc[e + 2 + i]);
           d[i].at[v] = fma(b.at[e + 2 + i], u[j].at[v], d[i].at[v]);
         }
       }
@@ -135,8 +135,7 @@ void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, con
       }
     }
   }
-  if (dots)
-    for (int e = 0; e < 14; ++e) dots[e] += sum(acc[e]);
+  for (int e = 0; DOTS && e < 14; ++e) dots[e] += sum(acc[e]);
 }
 
 // The gradient of one input at the four pixels of a window: through the maximum for the bypassed channels (the first
@@ -209,22 +208,23 @@ const char* reduce_fwd(const ReduceStep& r, int64_t chunk, float* scratch) {
 
 const char* reduce_bwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   const CellStep& c = r.cell;
-  const int64_t T = tile_rows(c.shape) * c.shape.W, sums = 4 * r.F + 2 * kLanes;
+  const int64_t T = tile_rows(c.shape) * c.shape.W, sums = 4 * r.F + 2 * kLanes, ldd = c.d_pooled ? 0 : c.K;
   float *f_sums = scratch, *da = scratch + sums, *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N;
   for (int64_t i = 0; i < sums; ++i) f_sums[i] = 0;
   double* dots = c.dots ? c.dots + chunk * 14 : nullptr;
   const bool weights = c.product.dw;
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     gradient_of_readers(c, b, first, P, dz, dzs, da);
-    for (int64_t p = 0; p < P; p += kRun) {
-      const int64_t n = P - p < kRun ? P - p : kRun, ldd = c.d_pooled ? 0 : c.K;
+    every_run(P, [&](int64_t p, int64_t n) {
       with_vectors(c.shuffle.vectors, [&](auto V) {
-        unreduce_tile<decltype(V)::value>(r, first + p, n, !c.d_pooled, da + p * ldd, ldd,
-                                          weights ? a + p * c.K : nullptr, dots, f_sums);
+        constexpr int vectors = decltype(V)::value;
+        (dots ? unreduce_tile<vectors, true>
+              : unreduce_tile<vectors, false>)(r, first + p, n, !c.d_pooled, da + p * ldd, ldd,
+                                               weights ? a + p * c.K : nullptr, dots, f_sums);
       });
       flush(r.f_sums + chunk * 4 * r.F, 2 * r.F, 2 * r.F, f_sums, f_sums + 2 * r.F + kLanes);
       for (int64_t i = 0; i < sums; ++i) f_sums[i] = 0;  // the slack too
-    }
+    });
     if (weights) weight_gradients(c, chunk, first, P, a, dz, dzs);
   });
   return compiled_isa;

@@ -1,6 +1,5 @@
 // One forward or backward pass: weights are packed, stages launched, statistics finished between them.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "skip_net.h"
@@ -11,8 +10,6 @@ namespace {
 
 constexpr double kEps = 1e-5;  // of torch's batch norm
 
-int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-int64_t pixels(const Shape& s) { return s.B * s.H * s.W; }
 int64_t tile(const Shape& s) { return std::max<int64_t>(128, 2 * s.W); }
 
 // The sum of a chunked partial, chunk after chunk.
@@ -59,7 +56,7 @@ static void every_weight(int64_t groups, int64_t width, int64_t rows, Move move)
       for (int64_t c = 0; c < width; ++c) move(g * padded(width) + c, o, (o * groups + g) * width + c);
 }
 
-void SkipNet::pack(const Tensor& t, const float* const* weights) const {
+void SkipNet::pack(Tensor& t, const float* const* weights) {
   if (!t.strided) {
     for (const Part& p : t.parts)
       every_weight(t.groups, t.width, p.rows, [&](int64_t k, int64_t o, int64_t from) {
@@ -110,11 +107,11 @@ static void every_stem_weight(int64_t out, int64_t in, Move move) {
       for (int64_t yx = 0; yx < 9; ++yx) move(yx * in + i, o, (o * in + i) * 9 + yx);
 }
 
-void SkipNet::pack_all(const float* const* weights) const {
+void SkipNet::pack_all(const float* const* weights) {
   every_stem_weight(stem_, spec_.in_channels,
                     [&](int64_t k, int64_t o, int64_t from) { stem_w_[k * stem_padded_ + o] = weights[0][from]; });
-  for (const Tensor& t : tensors_) pack(t, weights);
-  for (const Cell& c : cells_)
+  for (Tensor& t : tensors_) pack(t, weights);
+  for (Cell& c : cells_)
     if (c.reduction)
       every_path_weight(c.q, c.weight, [&](int64_t input, int64_t k, int64_t column, int64_t index, int64_t from) {
         c.w[input][k * c.F + column] = c.wt[input][column * c.X + k] = weights[index][from];
@@ -130,10 +127,8 @@ void SkipNet::unpack_all(const float* const* weights, float* const* d_weights) c
       });
   // Behind the stem's batch norm: dW = gamma r (U - mean(d) sum(patch) - mean(d xhat) sum(patch xhat)), both sums from
   // the patches' covariance.
-  const int64_t K = 9 * spec_.in_channels, ld = padded(K + 1), stride = (K + 1) * ld;
+  const int64_t K = 9 * spec_.in_channels, ld = padded(K + 1);
   const double n = static_cast<double>(spec_.B * spec_.H * spec_.W);
-  std::vector<double> covariance(stride);
-  for (int64_t i = 0; i < stride; ++i) covariance[i] = over_chunks(covariance_.data(), stride, i);
   for (int64_t o = 0; o < stem_; ++o) {
     const double mean = stem_mean_[o], r = stem_rstd_[o];
     const double s = over_chunks(stem_sums_.data(), 2 * stem_padded_, o);
@@ -141,8 +136,8 @@ void SkipNet::unpack_all(const float* const* weights, float* const* d_weights) c
     d_weights[1][o] = static_cast<float>(q), d_weights[2][o] = static_cast<float>(s);
     every_stem_weight(1, spec_.in_channels, [&](int64_t k, int64_t, int64_t into) {
       double response = 0;
-      for (int64_t j = 0; j < K; ++j) response += covariance[k * ld + j] * stem_w_[j * stem_padded_ + o];
-      const double patch = covariance[k * ld + K], with_x = (response - patch * mean) * r;
+      for (int64_t j = 0; j < K; ++j) response += covariance_[k * ld + j] * stem_w_[j * stem_padded_ + o];
+      const double patch = covariance_[k * ld + K], with_x = (response - patch * mean) * r;
       const double u = over_chunks(stem_dw_.data(), K * stem_padded_, k * stem_padded_ + o);
       d_weights[0][o * K + into] = static_cast<float>(weights[1][o] * r * (u - s / n * patch - q / n * with_x));
     });
@@ -151,15 +146,15 @@ void SkipNet::unpack_all(const float* const* weights, float* const* d_weights) c
 
 // ---- stages --------------------------------------------------------------------------------------------------------
 
-Product SkipNet::product(const Run& run, int tensor, bool with_weights) const {
+Product SkipNet::product(const Run& run, int tensor, bool with_weights) {
   if (tensor < 0) return {};
-  const Tensor& t = tensors_[tensor];
+  Tensor& t = tensors_[tensor];
   return {t.N,         t.w.data(),  t.wt.data(), run.at(t.z), t.sums.data(),
           run.at(t.g), t.al.data(), t.be.data(), t.ga.data(), with_weights ? t.dw.data() : nullptr};
 }
 
-Source SkipNet::source(const Run& run, const Cell& c, int input, bool with_gradient) const {
-  const Tensor& t = tensors_[c.source[input]];
+Source SkipNet::source(const Run& run, Cell& c, int input, bool with_gradient) {
+  Tensor& t = tensors_[c.source[input]];
   const int64_t column = c.column[input];
   return {run.at(t.z) + column,
           t.N,
@@ -169,8 +164,8 @@ Source SkipNet::source(const Run& run, const Cell& c, int input, bool with_gradi
           t.back_sums.data() + column};
 }
 
-CellStep SkipNet::cell_step(const Run& run, size_t index, bool backward) const {
-  const Cell& c = cells_[index];
+CellStep SkipNet::cell_step(const Run& run, size_t index, bool backward) {
+  Cell& c = cells_[index];
   const bool last = index + 1 == cells_.size();
   CellStep s{};
   s.shape = c.out, s.K = 4 * c.padded, s.shuffle = c.shuffle();
@@ -182,7 +177,7 @@ CellStep SkipNet::cell_step(const Run& run, size_t index, bool backward) const {
   s.product = product(run, c.product, run.weights);
   s.strided.p = product(run, c.strided, run.weights);
   if (c.strided >= 0) {
-    const Tensor& t = tensors_[c.strided];
+    Tensor& t = tensors_[c.strided];
     s.strided.w2 = t.w2.data(), s.strided.wt2 = t.wt2.data();
     s.strided.dw2 = run.weights ? t.dw2.data() : nullptr;
     s.strided.width = t.split, s.strided.offset = t.offset;
@@ -193,7 +188,7 @@ CellStep SkipNet::cell_step(const Run& run, size_t index, bool backward) const {
   return s;
 }
 
-ReducePaths SkipNet::reduce_paths(const Run& run, const Cell& c, bool backward) const {
+ReducePaths SkipNet::reduce_paths(const Run& run, Cell& c, bool backward) {
   ReducePaths r{};
   r.shape = c.in, r.C = c.padded, r.q = c.q, r.F = c.F, r.X = c.X;
   r.processed = c.processed.data(), r.bypass = c.bypass.data();
@@ -209,8 +204,8 @@ ReducePaths SkipNet::reduce_paths(const Run& run, const Cell& c, bool backward) 
   return r;
 }
 
-ReduceStep SkipNet::reduce_step(const Run& run, size_t index, bool backward) const {
-  const Cell& c = cells_[index];
+ReduceStep SkipNet::reduce_step(const Run& run, size_t index, bool backward) {
+  Cell& c = cells_[index];
   ReduceStep r{};
   r.cell = cell_step(run, index, backward);
   r.C = c.padded, r.q = c.q, r.F = c.F, r.processed = c.processed.data();
@@ -220,12 +215,12 @@ ReduceStep SkipNet::reduce_step(const Run& run, size_t index, bool backward) con
   return r;
 }
 
-StemStep SkipNet::stem_step(const Run& run) const {
+StemStep SkipNet::stem_step(const Run& run) {
   StemStep s{};
   s.shape = {spec_.B, spec_.H, spec_.W};
   s.channels = spec_.in_channels, s.K = 9 * spec_.in_channels, s.S = stem_padded_;
   s.images = run.images, s.w = stem_w_.data(), s.scale = stem_scale_.data(), s.shift = stem_shift_.data();
-  s.covariance = covariance_.data(), s.product = product(run, 0, run.weights);
+  s.covariance = patches_.data(), s.product = product(run, 0, run.weights);
   s.sums = stem_sums_.data(), s.dw = stem_dw_.data();
   return s;
 }
@@ -234,10 +229,9 @@ template <typename Step>
 void SkipNet::launch(const char* name, const char* (*kernel)(const Step&, int64_t, float*), const Step& step,
                      int64_t scratch, int threads) {
   const char* ran[kChunks];
-  const auto start = std::chrono::steady_clock::now();
   over_chunks_of_work(kChunks, threads,
                       [&](int64_t chunk) { ran[chunk] = kernel(step, chunk, thread_scratch(scratch)); });
-  launches_.push_back({name, ran[0], std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()});
+  launches_.push_back({name, ran[0]});
 }
 
 int64_t SkipNet::cell_scratch(const CellStep& c) const {
@@ -248,14 +242,13 @@ int64_t SkipNet::cell_scratch(const CellStep& c) const {
 void SkipNet::finish_stem(const float* const* weights) {
   const int64_t K = 9 * spec_.in_channels, ld = padded(K + 1), stride = (K + 1) * ld;
   const double n = static_cast<double>(spec_.B * spec_.H * spec_.W);
-  std::vector<double> covariance(stride);
-  for (int64_t i = 0; i < stride; ++i) covariance[i] = over_chunks(covariance_.data(), stride, i);
+  for (int64_t i = 0; i < stride; ++i) covariance_[i] = over_chunks(patches_.data(), stride, i);
   for (int64_t o = 0; o < stem_; ++o) {
     double mean = 0, square = 0;
     for (int64_t i = 0; i < K; ++i) {
       const double w = stem_w_[i * stem_padded_ + o];
-      mean += w * covariance[i * ld + K];
-      for (int64_t j = 0; j < K; ++j) square += w * stem_w_[j * stem_padded_ + o] * covariance[i * ld + j];
+      mean += w * covariance_[i * ld + K];
+      for (int64_t j = 0; j < K; ++j) square += w * stem_w_[j * stem_padded_ + o] * covariance_[i * ld + j];
     }
     mean /= n;
     const double r = 1 / std::sqrt(std::max(square / n - mean * mean, 0.0) + kEps), scale = r * weights[1][o];
@@ -312,7 +305,7 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
   const auto clear = [](std::vector<double>& sums) { std::fill(sums.begin(), sums.end(), 0.0); };
   const auto finish = [&](int tensor) {
     if (tensor < 0) return;
-    const Tensor& t = tensors_[tensor];
+    Tensor& t = tensors_[tensor];
     finish_forward(t.sums, static_cast<double>(pixels(t.shape)), t.mean, t.scale, t.shift);
   };
   for (Tensor& t : tensors_) clear(t.sums);
@@ -325,7 +318,7 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
   launch("stem_fwd", isa.stem_fwd, stem, 2 * stem.product.N + tile(stem.shape) * stem.S + padded_image, threads);
   finish(0);
   for (size_t i = 0; i < cells_.size(); ++i) {
-    const Cell& c = cells_[i];
+    Cell& c = cells_[i];
     if (c.reduction) {
       const ReducePaths paths = reduce_paths(run, c, false);
       launch("reduce_paths_fwd", isa.reduce_paths_fwd, paths, 4 * c.F + c.in.W / 2 * 2 * c.q + 2 * kLanes, threads);
@@ -348,11 +341,10 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
   const Kernels& isa = kernels();
   std::fill(dots_.begin(), dots_.end(), 0.0);
   unclassify(weights, d_logits, d_weights);
-  const bool with_weights = d_weights != nullptr;
-  const Run run{memory,       &plan(with_weights).offsets,
-                images,       {edges_normal, edges_reduce},
-                nullptr,      d_pooled_.data(),
-                dots_.data(), with_weights};
+  const bool with_weights = d_weights != nullptr, with_edges = d_edges_normal || d_edges_reduce;
+  const Run run{
+      memory,           &plan(with_weights).offsets,         images,      {edges_normal, edges_reduce}, nullptr,
+      d_pooled_.data(), with_edges ? dots_.data() : nullptr, with_weights};
   launches_.clear();
   const auto clear = [](auto& values) { std::fill(values.begin(), values.end(), 0); };
   for (Tensor& t : tensors_) {
@@ -367,11 +359,11 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
   if (with_weights) clear(stem_dw_), clear(stem_sums_);
   const auto finish = [&](int tensor) {
     if (tensor < 0) return;
-    const Tensor& t = tensors_[tensor];
+    Tensor& t = tensors_[tensor];
     finish_backward(t.back_sums, static_cast<double>(pixels(t.shape)), t.mean, t.scale, t.al, t.be, t.ga);
   };
   for (size_t i = cells_.size(); i-- > 0;) {
-    const Cell& c = cells_[i];
+    Cell& c = cells_[i];
     finish(c.product), finish(c.strided);
     if (c.reduction) {
       const ReduceStep step = reduce_step(run, i, true);

@@ -1,13 +1,15 @@
 // The skip-only super-network as a chain of stages between batch norms. Plans once for a shape, runs often.
 #pragma once
+#include <algorithm>
 #include <cstdint>
-#include <map>
-#include <string>
 #include <vector>
 
 #include "ftso.h"
 
 namespace ftso {
+
+constexpr int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+constexpr int64_t pixels(const Shape& s) { return s.B * s.H * s.W; }
 
 class SkipNet {
  public:
@@ -18,10 +20,10 @@ class SkipNet {
 
   // Floats of the one arena that a forward and its backward pass work in. Its buffers share room as their lifetimes
   // allow, so a backward pass uses up what forward left.
-  int64_t arena_floats(bool with_weights) const { return plan(with_weights).floats; }
-  int64_t parameters() const { return n_weights_; }  // how many weight tensors
+  // The two kinds of pass are planned apart, and neither plan is always the larger.
+  int64_t arena_floats() const { return std::max(with_weights_.floats, betas_only_.floats); }
 
-  // memory: arena_floats(with_weights), at 64 bytes. weights: in the order of PC-DARTS' parameters, contiguous.
+  // memory: arena_floats(), at 64 bytes. weights: in the order of PC-DARTS' parameters, contiguous.
   // edges_*: 14 softmaxed edge weights. logits: [B][classes]. with_weights: the backward pass to come will
   // want the weights' gradients too; d_weights is null otherwise, and what only those need is left out. d_edges_* null:
   // not wanted. Returns the instruction set that ran.
@@ -34,19 +36,11 @@ class SkipNet {
   // The last pass's launches, in order.
   struct Launch {
     const char *stage, *isa;
-    double seconds;
   };
   const std::vector<Launch>& launches() const { return launches_; }
 
-  // For tests: where a named buffer lies in the arena, and its rows and columns.
-  struct View {
-    int64_t offset, rows, columns;
-  };
-  std::map<std::string, View> views(bool weights) const;
-
  private:
   struct Buffer {
-    std::string name;
     int64_t rows, columns;
     int64_t first, last;  // the stages between which it is alive
   };
@@ -62,9 +56,9 @@ class SkipNet {
     bool strided = false;
     int64_t half = 0, split = 0, offset = 0;  // strided: width of a product, where the second one goes
     int z = -1, g = -1;                       // buffers
-    mutable std::vector<float> w, wt, w2, wt2, dw, dw2;
-    mutable std::vector<float> scale, shift, al, be, ga;
-    mutable std::vector<double> mean, sums, back_sums;
+    std::vector<float> w, wt, w2, wt2, dw, dw2;
+    std::vector<float> scale, shift, al, be, ga;
+    std::vector<double> mean, sums, back_sums;
   };
   struct Cell {
     bool reduction;
@@ -76,8 +70,8 @@ class SkipNet {
     // reduction: the eight FactorizedReduce
     int64_t q = 0, F = 0, X = 0, weight = 0;
     int f = -1, pooled[2] = {-1, -1}, d_nodes = -1, d_pooled[2] = {-1, -1};
-    mutable std::vector<float> w[2], wt[2], dw[2], bypass, processed, scale, shift, al, be, ga;
-    mutable std::vector<double> mean, sums, back_sums;
+    std::vector<float> w[2], wt[2], dw[2], bypass, processed, scale, shift, al, be, ga;
+    std::vector<double> mean, sums, back_sums;
     std::vector<int32_t> fwd, bwd, to;
     Shuffle shuffle() const { return {padded / kLanes, C, fwd.data(), bwd.data(), to.data()}; }
   };
@@ -99,20 +93,20 @@ class SkipNet {
   Plan make_plan(bool weights) const;
   const Plan& plan(bool weights) const { return weights ? with_weights_ : betas_only_; }
 
-  void pack(const Tensor& t, const float* const* weights) const;
+  void pack(Tensor& t, const float* const* weights);
   void unpack(const Tensor& t, float* const* d_weights) const;
-  void pack_all(const float* const* weights) const;
+  void pack_all(const float* const* weights);
   void unpack_all(const float* const* weights, float* const* d_weights) const;
   void classify(const float* const* weights, float* logits) const;
   void unclassify(const float* const* weights, const float* d_logits, float* const* d_weights);
   void finish_stem(const float* const* weights);
 
-  Product product(const Run& run, int tensor, bool with_weights) const;
-  Source source(const Run& run, const Cell& c, int input, bool with_gradient) const;
-  CellStep cell_step(const Run& run, size_t index, bool backward) const;
-  ReducePaths reduce_paths(const Run& run, const Cell& c, bool backward) const;
-  ReduceStep reduce_step(const Run& run, size_t index, bool backward) const;
-  StemStep stem_step(const Run& run) const;
+  Product product(const Run& run, int tensor, bool with_weights);
+  Source source(const Run& run, Cell& c, int input, bool with_gradient);
+  CellStep cell_step(const Run& run, size_t index, bool backward);
+  ReducePaths reduce_paths(const Run& run, Cell& c, bool backward);
+  ReduceStep reduce_step(const Run& run, size_t index, bool backward);
+  StemStep stem_step(const Run& run);
   int64_t cell_scratch(const CellStep& c) const;
   template <typename Step>
   void launch(const char* name, const char* (*kernel)(const Step&, int64_t, float*), const Step& step, int64_t scratch,
@@ -125,9 +119,11 @@ class SkipNet {
   std::vector<Cell> cells_;
   std::vector<Buffer> buffers_;
   Plan with_weights_, betas_only_;
-  mutable std::vector<double> covariance_, dots_, stem_mean_, stem_rstd_, stem_sums_;
+  // Of the stem's patches: partial sums by chunk, and their total.
+  std::vector<double> patches_, covariance_;
+  std::vector<double> dots_, stem_mean_, stem_rstd_, stem_sums_;
   std::vector<float> pooled_, d_pooled_;  // [B][4 * padded channels]
-  mutable std::vector<float> stem_w_, stem_scale_, stem_shift_, stem_dw_;
+  std::vector<float> stem_w_, stem_scale_, stem_shift_, stem_dw_;
 };
 
 }  // namespace ftso

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._backend import core
 
@@ -49,9 +48,9 @@ def skip_net(
     """Logits (B, classes) on the cpu backend.
 
     images: (B, 1 or 3, H, W), H and W divisible by 4; edges_*: (14,) softmaxed edge weights; weights: the network's
-    parameters in the order of `SuperNet.parameters()`; all float32 on the cpu. First
-    derivatives for edges and weights; what does not require a gradient costs none. The memory is one arena, kept from
-    call to call (`release_memory` gives it back).
+    parameters in the order of `SuperNet.parameters()`; all float32 on the cpu. First derivatives for edges and
+    weights; what does not require a gradient costs none. The memory is one arena, kept from call to call
+    (`release_memory` gives it back).
 
     Raises ValueError or TypeError naming the argument, what was expected and what came.
     """
@@ -115,7 +114,7 @@ class _Workspace:
     def __init__(self, key: tuple[int, ...]) -> None:
         self.key = key
         self.net = core().SkipNet(*key)
-        self.arena = torch.empty(self.net.arena_floats(True))
+        self.arena = torch.empty(self.net.arena_floats())
         assert self.arena.data_ptr() % 64 == 0
 
 
@@ -148,57 +147,65 @@ class _SkipNet(torch.autograd.Function):
     ) -> Tensor:
         B, channels, H, W = images.shape
         ctx.lease = _Lease((B, H, W, channels, *spec, weights[-1].shape[0]))
-        tensors = [t.detach().contiguous() for t in (images, edges_normal, edges_reduce, *weights)]
+        tensors = (images, edges_normal, edges_reduce, *weights)
         ctx.save_for_backward(*tensors)
-        ctx.for_weights = any(ctx.needs_input_grad[4:])
-        return _run_forward(ctx, tensors)
+        ctx.needs = (*ctx.needs_input_grad[1:3], any(ctx.needs_input_grad[4:]))
+        return _run_forward(ctx.lease, ctx.needs, tensors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        images, edges_normal, edges_reduce, *weights = tensors
-        if not ctx.lease.intact:  # a second backward pass: the first has used up what forward left
-            _run_forward(ctx, tensors)
-        ctx.lease.intact = False
-        net, arena = ctx.lease.workspace.net, ctx.lease.workspace.arena
+        normal, reduce, *weights = _SkipNetBackward.apply(ctx.lease, ctx.needs, grad, *ctx.saved_tensors)
+        wanted = zip(weights, ctx.needs_input_grad[4:], strict=True)
+        return None, normal, reduce, None, *(g if need else None for g, need in wanted)
+
+
+class _SkipNetBackward(torch.autograd.Function):
+    """The backward pass as an operation of its own, so that a second derivative meets a sentence."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, lease: _Lease, needs: tuple[bool, bool, bool], grad: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        if not lease.intact:  # a second backward pass: the first has used up what forward left
+            _run_forward(lease, needs, tensors)
+        lease.intact = False
+        images, normal, reduce, *weights = (t.contiguous() for t in tensors)
         grad = grad.contiguous()
-        edges = [torch.empty(14) if need else None for need in ctx.needs_input_grad[1:3]]
-        d_weights = [torch.empty_like(w) for w in weights] if ctx.for_weights else []
-        net.backward(
-            arena.data_ptr(),
+        edges = [torch.empty_like(e) if need else None for e, need in zip((normal, reduce), needs[:2], strict=True)]
+        d_weights = [torch.empty_like(w) if needs[2] else None for w in weights]
+        lease.workspace.net.backward(
+            lease.workspace.arena.data_ptr(),
             images.data_ptr(),
             [w.data_ptr() for w in weights],
-            edges_normal.data_ptr(),
-            edges_reduce.data_ptr(),
+            normal.data_ptr(),
+            reduce.data_ptr(),
             grad.data_ptr(),
             *(0 if e is None else e.data_ptr() for e in edges),
-            [d.data_ptr() for d in d_weights],
+            [d.data_ptr() for d in d_weights if d is not None],
             torch.get_num_threads(),
         )
-        wanted = zip(ctx.needs_input_grad[4:], d_weights, strict=True) if d_weights else ()
-        return (
-            None,
-            *edges,
-            None,
-            *(d if need else None for need, d in wanted),
-            *([None] * (len(weights) - len(d_weights))),
+        return *edges, *d_weights
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            "skip_net: the cpu backend has first derivatives only; for second ones run the network within "
+            "`with ftso_fast.kernels.use_backend('reference'):`"
         )
 
 
-def _run_forward(ctx: Any, tensors: Sequence[Tensor]) -> Tensor:
-    images, edges_normal, edges_reduce, *weights = tensors
-    net, arena = ctx.lease.workspace.net, ctx.lease.workspace.arena
+def _run_forward(lease: _Lease, needs: tuple[bool, bool, bool], tensors: Sequence[Tensor]) -> Tensor:
+    images, normal, reduce, *weights = (t.contiguous() for t in tensors)
     logits = images.new_empty(images.shape[0], weights[-1].shape[0])
-    net.forward(
-        arena.data_ptr(),
-        ctx.for_weights,
+    lease.workspace.net.forward(
+        lease.workspace.arena.data_ptr(),
+        needs[2],
         images.data_ptr(),
         [w.data_ptr() for w in weights],
-        edges_normal.data_ptr(),
-        edges_reduce.data_ptr(),
+        normal.data_ptr(),
+        reduce.data_ptr(),
         logits.data_ptr(),
         torch.get_num_threads(),
     )
-    ctx.lease.intact = True
+    lease.intact = True
     return logits

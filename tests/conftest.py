@@ -1,15 +1,21 @@
 """Fixtures, and the guard that a whole run has tested every instruction set that the machine has."""
 
+import importlib
 import os
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ftso_fast import kernels
 
 # a test's own `python -c` must import the installed package, not the source folder that it happens to run in
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# the name `kernels.skip_net` is the function
+skip_net_module = importlib.import_module("ftso_fast.kernels.skip_net")
 
 _isas_run: set[str] = set()
 
@@ -36,6 +42,37 @@ def isa(request):
     ran = {name.split("/")[1] for name, n in kernels.calls().items() if n != before.get(name, 0)}
     assert ran <= {request.param}, f"asked for {request.param}, ran {ran}"
     _isas_run.update(ran)
+
+
+@pytest.fixture
+def one_thread():
+    """For images too small to share: idle threads that spin make tests slow where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def wrap_net(monkeypatch):
+    """wrap_net(forward=f, backward=g): the compiled network with f(net, *arguments) in place of its own method."""
+
+    def wrap(**methods):
+        class Wrapped:
+            def __init__(self, *spec):
+                self.net = real.SkipNet(*spec)
+
+            def __getattr__(self, name):
+                if name in methods:
+                    return lambda *arguments: methods[name](self.net, *arguments)
+                return getattr(self.net, name)
+
+        monkeypatch.setattr(skip_net_module, "core", lambda: SimpleNamespace(SkipNet=Wrapped))
+        kernels.release_memory()
+
+    real = skip_net_module.core()
+    yield wrap
+    kernels.release_memory()
 
 
 def pytest_sessionfinish(session, exitstatus):

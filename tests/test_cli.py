@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from ftso_fast import Genotype, NumericalError, kernels
 from ftso_fast.cli import main
@@ -21,13 +20,7 @@ GENOTYPE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These images are too small to share, and idle threads that spin make tests slow where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -1,0 +1,131 @@
+"""The compiled network as an operation: bad calls, reuse of its memory, derivatives that it has and has not."""
+
+import pytest
+import torch
+from ftso_fast.kernels import NetSpec, skip_net
+
+from ftso_fast import SuperNet, kernels
+
+SPEC = NetSpec(8, 4, 4)
+
+
+def arguments(seed=0, B=3, spec=SPEC):
+    torch.manual_seed(seed)
+    net = SuperNet(5, *spec)
+    edges = [net.edge_weights(b).detach().float().requires_grad_() for b in net.betas()]
+    return torch.randn(B, 3, 16, 12), *edges, [w.detach().requires_grad_() for w in net.parameters()], spec
+
+
+def gradients(images, normal, reduce, weights, spec, **options):
+    return torch.autograd.grad(skip_net(images, normal, reduce, weights, spec).sin().sum(), [normal, reduce], **options)
+
+
+def replaced(position, value):
+    found = list(arguments())
+    found[position] = value
+    return found
+
+
+def weight(i, value):
+    weights = list(arguments()[3])
+    weights[i] = value
+    return replaced(3, weights)
+
+
+BAD = {
+    "images-dims": (lambda: replaced(0, torch.zeros(3, 16, 12)), ValueError, r"images: expected shape \(B, 1 or 3"),
+    "images-size": (
+        lambda: replaced(0, torch.zeros(3, 3, 16, 10)),
+        ValueError,
+        r"divisible by 4, got \(3, 3, 16, 1",
+    ),
+    "images-none": (lambda: replaced(0, torch.zeros(0, 3, 16, 12)), ValueError, "images: expected at least one image"),
+    "images-type": (lambda: replaced(0, torch.zeros(3, 3, 16, 12).double()), TypeError, "images: expected float32"),
+    "images-grey": (lambda: replaced(0, torch.zeros(3, 1, 16, 12)), ValueError, r"weights\[0\]: expected shape"),
+    "images-grad": (lambda: replaced(0, torch.zeros(3, 3, 16, 12).requires_grad_()), ValueError, "no gradient for the"),
+    "edges-shape": (lambda: replaced(1, torch.zeros(13)), ValueError, r"edges_normal: expected shape \(14,\)"),
+    "edges-type": (lambda: replaced(2, torch.zeros(14).double()), TypeError, "edges_reduce: expected float32"),
+    "weights-none": (lambda: replaced(3, []), ValueError, "weights: expected .* tensors, got 0"),
+    "weights-few": (lambda: replaced(3, arguments()[3][1:]), ValueError, "weights: expected .* tensors, got"),
+    "weight-shape": (lambda: weight(3, torch.zeros(8, 23, 1, 1)), ValueError, r"weights\[3\]: expected shape \(8, 24,"),
+    "weight-device": (
+        lambda: weight(1, torch.zeros(24, device="meta")),
+        TypeError,
+        "on the cpu, got .* on meta",
+    ),
+    "k": (lambda: replaced(4, NetSpec(8, 4, 3)), ValueError, "k: expected a divisor of the 8 channels, got 3"),
+    "k-bool": (lambda: replaced(4, NetSpec(8, 4, True)), ValueError, "k: expected a positive whole number, got True"),
+    "cells": (lambda: replaced(4, NetSpec(8, 2, 4)), ValueError, "expected at least 3 cells, got 2"),
+    "channels": (lambda: replaced(4, NetSpec(260, 4, 4)), ValueError, "expected at most 256 channels, got 260"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_call_is_one_sentence_and_reaches_no_kernel(name):
+    make, kind, message = BAD[name]
+    args = make()
+    before = kernels.calls()
+    with pytest.raises(kind, match=f"skip_net: .*{message}"):
+        skip_net(*args)
+    assert kernels.calls() == before
+
+
+def test_second_backward_pass_computes_again_what_the_first_used_up():
+    args = arguments()
+    logits = skip_net(*args).sin().sum()
+    first = torch.autograd.grad(logits, args[1:3], retain_graph=True)
+    second = torch.autograd.grad(logits, args[1:3])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_passes_that_overlap_do_not_share_memory():
+    one, two = arguments(0), arguments(1)
+    alone = [gradients(*args) for args in (one, two)]
+    logits = [skip_net(*args).sin().sum() for args in (one, two)]
+    for args, out, wanted in zip((one, two), logits, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(out, args[1:3]), wanted, strict=True))
+
+
+def test_fresh_and_reused_memory_give_the_same_bytes():
+    kernels.release_memory()
+    fresh = gradients(*arguments())
+    gradients(*arguments(1))
+    assert all(torch.equal(a, b) for a, b in zip(fresh, gradients(*arguments()), strict=True))
+
+
+def test_weights_that_are_not_contiguous():
+    images, normal, reduce, weights, spec = arguments()
+    wanted = skip_net(images, normal, reduce, weights, spec)
+    scattered = [torch.stack([w, w], -1)[..., 0] for w in weights]
+    assert not any(w.is_contiguous() for w in scattered if w.numel() > 1)
+    assert torch.equal(
+        skip_net(images.transpose(2, 3).contiguous().transpose(2, 3), normal, reduce, scattered, spec), wanted
+    )
+
+
+def test_second_derivative_is_refused():
+    args = arguments()
+    (g, _) = gradients(*args, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"skip_net: .* first derivatives only.*use_backend\('reference'\)"):
+        torch.autograd.grad(g.sum(), args[1], allow_unused=True)
+
+
+@pytest.mark.parametrize("cells", range(3, 10))
+@pytest.mark.parametrize(("C", "k"), [(8, 4), (16, 1), (48, 8)])
+def test_the_arena_holds_either_kind_of_pass(C, k, cells):
+    """With NaN behind and in it: nothing is read that was not written, nothing written behind the end."""
+    images, normal, reduce, weights, spec = arguments(B=2, spec=NetSpec(C, cells, k))
+    core = kernels._backend.core().SkipNet(2, 16, 12, 3, *spec, 5)
+    floats, guard = core.arena_floats(), 64
+    pointers = [w.data_ptr() for w in weights]
+    for with_weights in (False, True):
+        arena = torch.full((floats + guard,), float("nan"))
+        logits = torch.full((2, 5), float("nan"))
+        edges = [torch.full((14,), float("nan")) for _ in range(2)]
+        grads = [torch.full_like(w, float("nan")) for w in weights] if with_weights else []
+        shared = (normal.data_ptr(), reduce.data_ptr())
+        core.forward(arena.data_ptr(), with_weights, images.data_ptr(), pointers, *shared, logits.data_ptr(), 2)
+        out = (edges[0].data_ptr(), edges[1].data_ptr(), [g.data_ptr() for g in grads])
+        core.backward(arena.data_ptr(), images.data_ptr(), pointers, *shared, logits.data_ptr(), *out, 2)
+        assert all(t.isfinite().all() for t in (logits, *edges, *grads))
+        assert arena[floats:].isnan().all()
