@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "ftso.h"
@@ -93,6 +94,14 @@ PYBIND11_MODULE(_C, m) {
           [](int64_t B, int64_t H, int64_t W, int64_t in_channels, int64_t channels, int64_t cells, int64_t k,
              int64_t classes) { return new ftso::SkipNet({B, H, W, in_channels, channels, cells, k, classes}); }))
       .def("arena_floats", &ftso::SkipNet::arena_floats)
+      .def("saved_floats", &ftso::SkipNet::saved_floats)
+      .def("launches",
+           [](const ftso::SkipNet& net) {
+             std::vector<std::tuple<std::string, std::string, double, double, double>> found;
+             for (const auto& l : net.launches())
+               found.emplace_back(l.stage, l.isa, l.seconds, l.work.flops, l.work.bytes);
+             return found;
+           })
       .def("forward", &net_forward)
       .def("backward", &net_backward);
   m.def("calls", [] { return calls; });

@@ -8,6 +8,8 @@ namespace ftso {
 // Work is cut into this many ranges of images, whoever runs them: partial sums are added range by range.
 constexpr int kChunks = 16;
 
+constexpr int kDots = 16;  // room of a chunk for the 14 edges' dots: whole cache lines
+
 constexpr int kLanes = 16;  // floats in a vector, on every instruction set
 
 struct Shape {
@@ -62,7 +64,7 @@ struct CellStep {
   Strided strided;  // p.N = 0: none
   float* pooled;    // [B][K]; null: not the last cell
   const float* d_pooled;
-  double* dots;  // 14 a chunk; null: not wanted
+  double* dots;  // kDots a chunk; null: not wanted
 };
 
 // The eight FactorizedReduce of a reduction cell, four an input: activations relu(x[:q]) at (even, even) and

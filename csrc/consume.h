@@ -13,8 +13,10 @@ FTSO_INLINE void flush(double* sums, int64_t N, int64_t ld, float* s, float* q) 
   for (int64_t c = 0; c < N; ++c) sums[c] += s[c], sums[ld + c] += q[c], s[c] = 0, q[c] = 0;
 }
 
+constexpr int64_t kAhead = 128;  // pixels that a prefetch looks ahead: about a tile
+
 // Above this many bytes a tensor does not fit the caches: its stores bypass them.
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
+constexpr int64_t kStreamBytes = int64_t{4} << 20;
 FTSO_INLINE bool streams(int64_t pixels, int64_t N) { return pixels * N * 4 >= kStreamBytes; }
 
 // Rows of pixels that travel together: an even number, about 128 pixels.

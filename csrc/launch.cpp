@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "aligned.h"
 #include "ftso.h"
 #include "threads.h"
 
@@ -15,7 +16,7 @@ static bool forked = false;
 bool in_forked_child() { return forked; }
 
 float* thread_scratch(int64_t floats) {
-  thread_local std::vector<float> scratch;
+  thread_local Aligned<float> scratch;
   if (static_cast<int64_t>(scratch.size()) < floats) scratch.resize(floats);
   return scratch.data();
 }

@@ -7,8 +7,6 @@
 namespace ftso::FTSO_ISA {
 namespace {
 
-constexpr int64_t kAhead = 128;  // pixels that a prefetch looks ahead: about a tile
-
 template <int V>
 void mix_tile(const CellStep& c, int64_t first, int64_t P, bool relu, float* a) {
   const int n = static_cast<int>(c.shuffle.vectors);
@@ -114,7 +112,7 @@ const char* cell_bwd(const CellStep& c, int64_t chunk, float* scratch) {
   const int64_t C = c.K / 4, T = tile_rows(c.shape) * c.shape.W, ldd = c.d_pooled ? 0 : c.K;
   float *sums = scratch, *da = sums + 4 * C, *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N;
   for (int64_t i = 0; i < 4 * C; ++i) sums[i] = 0;
-  double* dots = c.dots ? c.dots + chunk * 14 : nullptr;
+  double* dots = c.dots ? c.dots + chunk * kDots : nullptr;
   const bool weights = c.product.dw;
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     gradient_of_readers(c, b, first, P, dz, dzs, da);

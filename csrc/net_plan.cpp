@@ -128,13 +128,20 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
   }
   const int64_t patch = spec.in_channels * 9 + 1;
   patches_.assign(kChunks * patch * padded(patch), 0), covariance_.assign(patch * padded(patch), 0);
-  dots_.assign(spec.cells * kChunks * kEdges, 0);
+  dots_.assign(spec.cells * kChunks * kDots, 0);
   for (auto* v : {&stem_mean_, &stem_rstd_}) v->assign(stem_padded_, 0);
   stem_sums_.assign(kChunks * 2 * stem_padded_, 0);
   stem_w_.assign(9 * spec.in_channels * stem_padded_, 0);
   stem_dw_.assign(kChunks * 9 * spec.in_channels * stem_padded_, 0);
   stem_scale_.assign(stem_padded_, 0), stem_shift_.assign(stem_padded_, 0);
   with_weights_ = make_plan(true), betas_only_ = make_plan(false);
+}
+
+int64_t SkipNet::saved_floats() const {
+  int64_t total = 0;
+  for (const Buffer& b : buffers_)
+    if (b.first < n_stages_ && b.last >= n_stages_) total += b.rows * b.columns;
+  return total;
 }
 
 // First fit, larger buffers first: the lowest place that no buffer alive at the same time holds.

@@ -42,6 +42,10 @@ struct Nodes {
   // Path value of an input's edge to a node: normalised f in the processed channels, the pooled bypass elsewhere.
   Vec path(int64_t pixel, int input, int node, int v) const {
     const int64_t c = v * kLanes;
+    if (node == 0) {
+      prefetch(r.pooled[input] + (pixel + kAhead) * r.C + c);
+      prefetch(r.f + (pixel + kAhead) * 2 * r.F + input * r.F + c);
+    }
     Vec value = load(r.pooled[input] + pixel * r.C + c);
     if (c < r.q) {
       const int64_t column = input * r.F + node * r.q + c;
@@ -81,9 +85,33 @@ void reduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, float
   }
 }
 
+// Over a run of pixels, for the processed channels: a row for each node's gradient u (before its edges' weights), then
+// a row for u times each of the node's two path values. Rows are whole vectors apart, and lanes past q are not read.
+struct NodeSums {
+  static constexpr int kRows = 12;
+  float* rows;
+  const int64_t q, ld;
+  NodeSums(float* memory, const ReduceStep& r) : rows(memory), q(r.q), ld(room(r) / kRows) {
+    for (int64_t i = 0; i < room(r); ++i) rows[i] = 0;
+  }
+  static int64_t room(const ReduceStep& r) { return kRows * ((r.q + kLanes - 1) / kLanes * kLanes); }
+  float* of(int row, int v) const { return rows + row * ld + v * kLanes; }
+  // Into the sums of the gradients for normalised f, and of those times f.
+  void flush(const ReduceStep& r, double* sums) const {
+    for (int j = 0; j < 4; ++j)
+      for (int input = 0; input < 2; ++input) {
+        const double w = r.cell.weights[kFirstEdge[j + 2] + input];
+        double* at = sums + input * r.F + j * q;
+        const float *s = of(j, 0), *square = of(4 + 2 * j + input, 0);
+        for (int64_t c = 0; c < q; ++c) at[c] += w * s[c], at[2 * r.F + c] += w * square[c];
+      }
+    for (int64_t i = 0; i < kRows * ld; ++i) rows[i] = 0;
+  }
+};
+
 template <int V, bool DOTS>
 void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, const float* da, int64_t ldd, float* a,
-                   double* dots, float* f_sums) {
+                   double* dots, NodeSums sums) {
   const Nodes<V> nodes(r);
   const int n = nodes.n;
   const EdgeWeights& b = nodes.b;
@@ -120,20 +148,17 @@ void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, con
     }
     for (int input = 0; input < 2; ++input)
       FTSO_EACH(v) store(r.d_pooled[input] + pixel * r.C + v * kLanes, to_input[input].at[v]);
-    for (int j = 0; j < 4; ++j) {  // in order: what a vector writes too far is overwritten
-      const int e = kFirstEdge[j + 2];
+    for (int j = 0; j < 4; ++j)  // in order: what a vector writes too far is overwritten
       for (int v = 0; v * kLanes < r.q; ++v) {
-        const int64_t c = v * kLanes;
-        const Vec grad = u[j].at[v], processed = load(r.processed + c);
-        store(r.d_nodes + pixel * r.ld_nodes + j * r.q + c, grad);
+        const Vec grad = u[j].at[v];
+        store(r.d_nodes + pixel * r.ld_nodes + j * r.q + v * kLanes, grad);
+        float* s = sums.of(j, v);
+        add_to(s, grad);
         for (int input = 0; input < 2; ++input) {
-          const Vec g = where_positive(processed, mul(b.at[e + input], grad));
-          float* s = f_sums + input * r.F + j * r.q + c;
-          add_to(s, g);
-          add_to(s + 2 * r.F + kLanes, mul(g, paths[j][input].at[v]));
+          float* q = sums.of(4 + 2 * j + input, v);
+          store(q, fma(grad, paths[j][input].at[v], load(q)));
         }
       }
-    }
   }
   for (int e = 0; DOTS && e < 14; ++e) dots[e] += sum(acc[e]);
 }
@@ -145,7 +170,8 @@ FTSO_INLINE void spread_gradient(const ReducePaths& r, const Source& x, const Wi
   for (int64_t c = 0; c < r.C; c += kLanes) {
     const Vec bypass = load(r.bypass + c);
     Vec z[4], left = mul(load(d_pooled + c), bypass), total = zero(), squares = zero();
-    for (int i = 0; i < 4; ++i) z[i] = load(x.z + w.at[i] * x.ld + c);
+    for (int i = 0; i < 4; ++i)
+      z[i] = load(x.z + w.at[i] * x.ld + c), prefetch(x.z + (w.at[i] + 2 * r.shape.W) * x.ld + c);
     const Vec highest = max(max(z[0], z[1]), max(z[2], z[3]));
     const Vec processed = load(r.processed + c);
     for (int i = 0; i < 4; ++i) {
@@ -183,6 +209,7 @@ const char* reduce_paths_fwd(const ReducePaths& r, int64_t chunk, float* scratch
         float* pooled = r.pooled[input] + (row * Q + i) * r.C;
         for (int64_t c = 0; c < r.C; c += kLanes) {
           const float* z = x.z + c;
+          for (int k = 0; k < 4; ++k) prefetch(z + (w.at[k] + 2 * r.shape.W) * x.ld);
           const Vec highest = max(max(load(z + w.at[0] * x.ld), load(z + w.at[1] * x.ld)),
                                   max(load(z + w.at[2] * x.ld), load(z + w.at[3] * x.ld)));
           store(pooled + c, mul(fma(highest, load(x.scale + c), load(x.shift + c)), load(r.bypass + c)));
@@ -208,10 +235,10 @@ const char* reduce_fwd(const ReduceStep& r, int64_t chunk, float* scratch) {
 
 const char* reduce_bwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   const CellStep& c = r.cell;
-  const int64_t T = tile_rows(c.shape) * c.shape.W, sums = 4 * r.F + 2 * kLanes, ldd = c.d_pooled ? 0 : c.K;
-  float *f_sums = scratch, *da = scratch + sums, *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N;
-  for (int64_t i = 0; i < sums; ++i) f_sums[i] = 0;
-  double* dots = c.dots ? c.dots + chunk * 14 : nullptr;
+  const int64_t T = tile_rows(c.shape) * c.shape.W, ldd = c.d_pooled ? 0 : c.K;
+  const NodeSums sums(scratch, r);
+  float *da = scratch + NodeSums::room(r), *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N;
+  double* dots = c.dots ? c.dots + chunk * kDots : nullptr;
   const bool weights = c.product.dw;
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     gradient_of_readers(c, b, first, P, dz, dzs, da);
@@ -220,10 +247,9 @@ const char* reduce_bwd(const ReduceStep& r, int64_t chunk, float* scratch) {
         constexpr int vectors = decltype(V)::value;
         (dots ? unreduce_tile<vectors, true>
               : unreduce_tile<vectors, false>)(r, first + p, n, !c.d_pooled, da + p * ldd, ldd,
-                                               weights ? a + p * c.K : nullptr, dots, f_sums);
+                                               weights ? a + p * c.K : nullptr, dots, sums);
       });
-      flush(r.f_sums + chunk * 4 * r.F, 2 * r.F, 2 * r.F, f_sums, f_sums + 2 * r.F + kLanes);
-      for (int64_t i = 0; i < sums; ++i) f_sums[i] = 0;  // the slack too
+      sums.flush(r, r.f_sums + chunk * 4 * r.F);
     });
     if (weights) weight_gradients(c, chunk, first, P, a, dz, dzs);
   });
@@ -246,6 +272,7 @@ const char* reduce_paths_bwd(const ReducePaths& r, int64_t chunk, float* scratch
         const int64_t pixel = row * Q + i;
         for (int64_t c = 0; c < r.F; c += kLanes) {
           const int64_t column = input * r.F + c;
+          prefetch(r.f + (pixel + Q) * 2 * r.F + column), prefetch(r.d_nodes + (pixel + Q) * r.ld_nodes + c);
           const Vec f = load(r.f + pixel * 2 * r.F + column), node = load(r.d_nodes + pixel * r.ld_nodes + c);
           store(df + i * r.F + c, fma(load(al + c), node, fma(load(r.be + column), f, load(r.ga + column))));
         }

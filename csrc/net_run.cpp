@@ -1,8 +1,9 @@
 // One forward or backward pass: weights are packed, stages launched, statistics finished between them.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
-#include "skip_net.h"
+#include "net_work.h"
 #include "threads.h"
 
 namespace ftso {
@@ -21,8 +22,8 @@ double over_chunks(const T* partial, int64_t stride, int64_t at) {
 }
 
 // Batch statistics from sums and squares: scale = 1/sqrt(var + eps), shift = -mean * scale.
-void finish_forward(const std::vector<double>& sums, double n, std::vector<double>& mean, std::vector<float>& scale,
-                    std::vector<float>& shift) {
+void finish_forward(const Aligned<double>& sums, double n, Aligned<double>& mean, Aligned<float>& scale,
+                    Aligned<float>& shift) {
   const int64_t N = static_cast<int64_t>(mean.size());
   for (int64_t c = 0; c < N; ++c) {
     const double m = over_chunks(sums.data(), 2 * N, c) / n;
@@ -33,9 +34,8 @@ void finish_forward(const std::vector<double>& sums, double n, std::vector<doubl
 }
 
 // dz = al * g + be * z + ga from the sums of g and of g * x, x the normalised value.
-void finish_backward(const std::vector<double>& sums, double n, const std::vector<double>& mean,
-                     const std::vector<float>& scale, std::vector<float>& al, std::vector<float>& be,
-                     std::vector<float>& ga) {
+void finish_backward(const Aligned<double>& sums, double n, const Aligned<double>& mean, const Aligned<float>& scale,
+                     Aligned<float>& al, Aligned<float>& be, Aligned<float>& ga) {
   const int64_t N = static_cast<int64_t>(mean.size());
   for (int64_t c = 0; c < N; ++c) {
     const double s = over_chunks(sums.data(), 2 * N, c) / n, q = over_chunks(sums.data(), 2 * N, N + c) / n;
@@ -184,7 +184,7 @@ CellStep SkipNet::cell_step(const Run& run, size_t index, bool backward) {
   }
   s.pooled = last ? run.pooled : nullptr;
   s.d_pooled = last ? run.d_pooled : nullptr;
-  s.dots = run.dots ? run.dots + index * kChunks * kEdges : nullptr;
+  s.dots = run.dots ? run.dots + index * kChunks * kDots : nullptr;
   return s;
 }
 
@@ -226,12 +226,14 @@ StemStep SkipNet::stem_step(const Run& run) {
 }
 
 template <typename Step>
-void SkipNet::launch(const char* name, const char* (*kernel)(const Step&, int64_t, float*), const Step& step,
+void SkipNet::launch(const char* name, const char* (*kernel)(const Step&, int64_t, float*), const Step& step, Work work,
                      int64_t scratch, int threads) {
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
   const char* ran[kChunks];
   over_chunks_of_work(kChunks, threads,
                       [&](int64_t chunk) { ran[chunk] = kernel(step, chunk, thread_scratch(scratch)); });
-  launches_.push_back({name, ran[0]});
+  launches_.push_back({name, ran[0], std::chrono::duration<double>(Clock::now() - start).count(), work});
 }
 
 int64_t SkipNet::cell_scratch(const CellStep& c) const {
@@ -302,7 +304,7 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
       with_weights};
   launches_.clear();
   pack_all(weights);
-  const auto clear = [](std::vector<double>& sums) { std::fill(sums.begin(), sums.end(), 0.0); };
+  const auto clear = [](Aligned<double>& sums) { std::fill(sums.begin(), sums.end(), 0.0); };
   const auto finish = [&](int tensor) {
     if (tensor < 0) return;
     Tensor& t = tensors_[tensor];
@@ -313,21 +315,26 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
 
   const StemStep stem = stem_step(run);
   const int64_t padded_image = (spec_.H + 2) * (spec_.W + 2) * spec_.in_channels, patch = padded(stem.K + 1);
-  launch("stem_covariance", isa.stem_covariance, stem, spec_.W * patch + patch * patch + padded_image, threads);
+  const double K = static_cast<double>(stem.K), S = static_cast<double>(stem.S),
+               N = static_cast<double>(stem.product.N);
+  launch("stem_covariance", isa.stem_covariance, stem, work_of_stem(stem, (K + 1) * static_cast<double>(patch), 0),
+         spec_.W * patch + patch * patch + padded_image, threads);
   finish_stem(weights);
-  launch("stem_fwd", isa.stem_fwd, stem, 2 * stem.product.N + tile(stem.shape) * stem.S + padded_image, threads);
+  launch("stem_fwd", isa.stem_fwd, stem, work_of_stem(stem, S * (K + N), N),
+         2 * stem.product.N + tile(stem.shape) * stem.S + padded_image, threads);
   finish(0);
   for (size_t i = 0; i < cells_.size(); ++i) {
     Cell& c = cells_[i];
     if (c.reduction) {
       const ReducePaths paths = reduce_paths(run, c, false);
-      launch("reduce_paths_fwd", isa.reduce_paths_fwd, paths, 4 * c.F + c.in.W / 2 * 2 * c.q + 2 * kLanes, threads);
+      launch("reduce_paths_fwd", isa.reduce_paths_fwd, paths, work_of(paths, false),
+             4 * c.F + c.in.W / 2 * 2 * c.q + 2 * kLanes, threads);
       finish_forward(c.sums, static_cast<double>(pixels(c.out)), c.mean, c.scale, c.shift);
       const ReduceStep step = reduce_step(run, i, false);
-      launch("reduce_fwd", isa.reduce_fwd, step, cell_scratch(step.cell), threads);
+      launch("reduce_fwd", isa.reduce_fwd, step, work_of(step, false), cell_scratch(step.cell), threads);
     } else {
       const CellStep step = cell_step(run, i, false);
-      launch("cell_fwd", isa.cell_fwd, step, cell_scratch(step), threads);
+      launch("cell_fwd", isa.cell_fwd, step, work_of(step, false), cell_scratch(step), threads);
     }
     finish(c.product), finish(c.strided);
   }
@@ -367,22 +374,25 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
     finish(c.product), finish(c.strided);
     if (c.reduction) {
       const ReduceStep step = reduce_step(run, i, true);
-      launch("reduce_bwd", isa.reduce_bwd, step, cell_scratch(step.cell) + 4 * c.F + 4 * kLanes, threads);
+      launch("reduce_bwd", isa.reduce_bwd, step, work_of(step, true), cell_scratch(step.cell) + 12 * padded(c.q),
+             threads);
       finish_backward(c.back_sums, static_cast<double>(pixels(c.out)), c.mean, c.scale, c.al, c.be, c.ga);
       const ReducePaths paths = reduce_paths(run, c, true);
       const int64_t scratch = 2 * c.padded + c.in.W / 2 * (2 * c.q + c.F + c.X) + c.F + 8 * kLanes;
-      launch("reduce_paths_bwd", isa.reduce_paths_bwd, paths, scratch, threads);
+      launch("reduce_paths_bwd", isa.reduce_paths_bwd, paths, work_of(paths, true), scratch, threads);
     } else {
       const CellStep step = cell_step(run, i, true);
-      launch("cell_bwd", isa.cell_bwd, step, cell_scratch(step), threads);
+      launch("cell_bwd", isa.cell_bwd, step, work_of(step, true), cell_scratch(step), threads);
     }
   }
   if (with_weights) {
     finish(0);
     const StemStep stem = stem_step(run);
     const int64_t padded_image = (spec_.H + 2) * (spec_.W + 2) * spec_.in_channels;
-    launch("stem_bwd", isa.stem_bwd, stem, 2 * stem.S + tile(stem.shape) * (2 * stem.S + stem.product.N) + padded_image,
-           threads);
+    const double K = static_cast<double>(stem.K), S = static_cast<double>(stem.S);
+    const double N = static_cast<double>(stem.product.N);
+    launch("stem_bwd", isa.stem_bwd, stem, work_of_stem(stem, 2 * S * (K + N), 2 * N),
+           2 * stem.S + tile(stem.shape) * (2 * stem.S + stem.product.N) + padded_image, threads);
     unpack_all(weights, d_weights);
   }
   float* const d_edges[2] = {d_edges_normal, d_edges_reduce};
@@ -390,7 +400,7 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
     for (int e = 0; d_edges[type] && e < kEdges; ++e) {
       double total = 0;
       for (size_t i = 0; i < cells_.size(); ++i)
-        if (cells_[i].reduction == (type == 1)) total += over_chunks(dots_.data() + i * kChunks * kEdges, kEdges, e);
+        if (cells_[i].reduction == (type == 1)) total += over_chunks(dots_.data() + i * kChunks * kDots, kDots, e);
       d_edges[type][e] = static_cast<float>(total);
     }
   return launches_.front().isa;

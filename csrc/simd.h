@@ -145,7 +145,7 @@ FTSO_INLINE float sum(Vec a) {
 
 FTSO_INLINE Vec zero() { return set1(0); }
 FTSO_INLINE void add_to(float* p, Vec a) { store(p, add(load(p), a)); }
-FTSO_INLINE void prefetch(const float* p) { __builtin_prefetch(p); }
+FTSO_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }  // into the second level
 #if !defined(__AVX512F__)
 FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
   float lanes[kLanes];

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "aligned.h"
 #include "ftso.h"
 
 namespace ftso {
@@ -33,9 +34,18 @@ class SkipNet {
                        const float* edges_reduce, const float* d_logits, float* d_edges_normal, float* d_edges_reduce,
                        float* const* d_weights, int threads);
 
-  // The last pass's launches, in order.
+  // Of the arena, the floats that forward leaves for backward: raw outputs and pooled inputs, nothing else.
+  int64_t saved_floats() const;
+
+  // The last pass's launches, in order; between any two, a batch norm's sums are finished. work: what its text
+  // computes and moves at least, padding included.
+  struct Work {
+    double flops, bytes;
+  };
   struct Launch {
     const char *stage, *isa;
+    double seconds;
+    Work work;
   };
   const std::vector<Launch>& launches() const { return launches_; }
 
@@ -56,9 +66,9 @@ class SkipNet {
     bool strided = false;
     int64_t half = 0, split = 0, offset = 0;  // strided: width of a product, where the second one goes
     int z = -1, g = -1;                       // buffers
-    std::vector<float> w, wt, w2, wt2, dw, dw2;
-    std::vector<float> scale, shift, al, be, ga;
-    std::vector<double> mean, sums, back_sums;
+    Aligned<float> w, wt, w2, wt2, dw, dw2;
+    Aligned<float> scale, shift, al, be, ga;
+    Aligned<double> mean, sums, back_sums;
   };
   struct Cell {
     bool reduction;
@@ -70,8 +80,8 @@ class SkipNet {
     // reduction: the eight FactorizedReduce
     int64_t q = 0, F = 0, X = 0, weight = 0;
     int f = -1, pooled[2] = {-1, -1}, d_nodes = -1, d_pooled[2] = {-1, -1};
-    std::vector<float> w[2], wt[2], dw[2], bypass, processed, scale, shift, al, be, ga;
-    std::vector<double> mean, sums, back_sums;
+    Aligned<float> w[2], wt[2], dw[2], bypass, processed, scale, shift, al, be, ga;
+    Aligned<double> mean, sums, back_sums;
     std::vector<int32_t> fwd, bwd, to;
     Shuffle shuffle() const { return {padded / kLanes, C, fwd.data(), bwd.data(), to.data()}; }
   };
@@ -109,8 +119,8 @@ class SkipNet {
   StemStep stem_step(const Run& run);
   int64_t cell_scratch(const CellStep& c) const;
   template <typename Step>
-  void launch(const char* name, const char* (*kernel)(const Step&, int64_t, float*), const Step& step, int64_t scratch,
-              int threads);
+  void launch(const char* name, const char* (*kernel)(const Step&, int64_t, float*), const Step& step, Work work,
+              int64_t scratch, int threads);
 
   Spec spec_;
   std::vector<Launch> launches_;
@@ -120,10 +130,10 @@ class SkipNet {
   std::vector<Buffer> buffers_;
   Plan with_weights_, betas_only_;
   // Of the stem's patches: partial sums by chunk, and their total.
-  std::vector<double> patches_, covariance_;
-  std::vector<double> dots_, stem_mean_, stem_rstd_, stem_sums_;
-  std::vector<float> pooled_, d_pooled_;  // [B][4 * padded channels]
-  std::vector<float> stem_w_, stem_scale_, stem_shift_, stem_dw_;
+  Aligned<double> patches_, covariance_;
+  Aligned<double> dots_, stem_mean_, stem_rstd_, stem_sums_;
+  Aligned<float> pooled_, d_pooled_;  // [B][4 * padded channels]
+  Aligned<float> stem_w_, stem_scale_, stem_shift_, stem_dw_;
 };
 
 }  // namespace ftso

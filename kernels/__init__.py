@@ -3,12 +3,14 @@
 from ._backend import (
     BACKENDS,
     BackendError,
+    Launch,
     available_isas,
     backends,
     calls,
     choose,
     isa,
     requested,
+    trace,
     use_backend,
     use_isa,
 )
@@ -18,6 +20,7 @@ from .skip_net import NetSpec, cpu_cannot, release_memory, skip_net
 __all__ = [
     "BACKENDS",
     "BackendError",
+    "Launch",
     "NetSpec",
     "available_isas",
     "backends",
@@ -30,6 +33,7 @@ __all__ = [
     "requested",
     "skip_cell",
     "skip_net",
+    "trace",
     "use_backend",
     "use_isa",
 ]

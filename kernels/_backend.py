@@ -6,10 +6,10 @@ first of `BACKENDS` that can take the call does. `backends()` tells which of the
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # before _C: the core then shares the OpenMP runtime, and so the threads, that torch brought
 
@@ -138,3 +138,37 @@ def use_isa(name: str) -> Iterator[None]:
 def calls() -> dict[str, int]:
     """How often each kernel ran in this process, as "skip_cell_fwd/avx512"; the kernels name themselves."""
     return dict(core().calls()) if _C is not None else {}
+
+
+class Launch(NamedTuple):
+    """A stage that the cpu backend launched: seconds it took, floating point operations of its products (padding
+    included), bytes of images and activations that it must read and write at least once."""
+
+    stage: str
+    isa: str
+    seconds: float
+    flops: float
+    bytes: float
+
+
+_traced: list[Launch] | None = None
+
+
+@contextmanager
+def trace() -> Iterator[list[Launch]]:
+    """Within the block every launch of the super-network is appended to the list; process-wide.
+
+    Between one launch and the next the sums of a batch norm are finished: that is why they are apart.
+    """
+    global _traced
+    before, _traced = _traced, []
+    try:
+        yield _traced
+    finally:
+        _traced = before
+
+
+def record(launches: Iterable[tuple[Any, ...]]) -> None:
+    """Append a pass's launches to the list of the innermost `trace`, if there is one."""
+    if _traced is not None:
+        _traced.extend(Launch(*launch) for launch in launches)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._backend import core
+from ._backend import core, record
 
 MAX_CHANNELS = 1024
 
@@ -184,6 +184,7 @@ class _SkipNetBackward(torch.autograd.Function):
             [d.data_ptr() for d in d_weights if d is not None],
             torch.get_num_threads(),
         )
+        record(lease.workspace.net.launches())
         return *edges, *d_weights
 
     @staticmethod
@@ -207,5 +208,6 @@ def _run_forward(lease: _Lease, needs: tuple[bool, bool, bool], tensors: Sequenc
         logits.data_ptr(),
         torch.get_num_threads(),
     )
+    record(lease.workspace.net.launches())
     lease.intact = True
     return logits
