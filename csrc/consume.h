@@ -30,9 +30,9 @@ FTSO_INLINE void consume(const Product& p, int64_t pixels, int64_t chunk, int64_
   double *s = p.sums + chunk * 2 * p.N, *q = s + p.N;
   float* z = p.z + first * p.N;
   if (streams(pixels, p.N))
-    product<Out::kStreamStats>(a, K, P, p.w, p.N, K, p.N, z, p.N, s, q);
+    product<Out::kStreamStats>({a, K}, P, p.w, p.N, K, p.N, z, p.N, {s, q});
   else
-    product<Out::kStats>(a, K, P, p.w, p.N, K, p.N, z, p.N, s, q);
+    product<Out::kStats>({a, K}, P, p.w, p.N, K, p.N, z, p.N, {s, q});
 }
 
 // The rows r, r + 1 of a tile for FactorizedReduce: activations of pixels (even, even) and (odd, odd), z row.
@@ -51,12 +51,12 @@ FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_
   strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
     float* z = f.p.z + pixel * N;
     if (f.offset) {
-      product<Out::kStats>(a + even, 2 * K, Q, f.p.w, ldw, K, f.width, z, N, sum, square);
-      product<Out::kStats>(a + odd, 2 * K, Q, f.w2, ldw, K, f.width, z + f.offset, N, sum + f.offset,
-                           square + f.offset);
+      product<Out::kStats>({a + even, 2 * K}, Q, f.p.w, ldw, K, f.width, z, N, {sum, square});
+      product<Out::kStats>({a + odd, 2 * K}, Q, f.w2, ldw, K, f.width, z + f.offset, N,
+                           {sum + f.offset, square + f.offset});
     } else {
-      product<Out::kStore>(a + even, 2 * K, Q, f.p.w, ldw, K, f.width, z, N);
-      product<Out::kAdd>(a + odd, 2 * K, Q, f.w2, ldw, K, f.width, z, N);
+      product<Out::kStore>({a + even, 2 * K}, Q, f.p.w, ldw, K, f.width, z, N);
+      product<Out::kAdd>({a + odd, 2 * K}, Q, f.w2, ldw, K, f.width, z, N);
       for (int64_t i = 0; i < Q; ++i)
         for (int64_t c = 0; c < N; c += kLanes) {
           const Vec v = load(z + i * N + c);
@@ -69,18 +69,26 @@ FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_
 // dz = al * g + be * z + ga; the next tile's lines are asked for on the way.
 FTSO_INLINE void behind_norm(const Product& p, int64_t first, int64_t P, float* dz) {
   const float *g = p.g + first * p.N, *z = p.z + first * p.N;
-  for (int64_t i = 0; i < P; ++i)
-    for (int64_t c = 0; c < p.N; c += kLanes) {
-      const int64_t at = i * p.N + c;
-      prefetch(g + at + P * p.N), prefetch(z + at + P * p.N);
-      store(dz + at, fma(load(p.al + c), load(g + at), fma(load(p.be + c), load(z + at), load(p.ga + c))));
-    }
+  panels(p.N, [=](auto width, int64_t c) {
+    constexpr int NV = decltype(width)::value;
+    Vec al[NV], be[NV], ga[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v)
+      al[v] = load(p.al + c + v * kLanes), be[v] = load(p.be + c + v * kLanes), ga[v] = load(p.ga + c + v * kLanes);
+    for (int64_t i = 0; i < P; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const int64_t at = i * p.N + c + v * kLanes;
+        prefetch(g + at + P * p.N), prefetch(z + at + P * p.N);
+        store(dz + at, fma(al[v], load(g + at), fma(be[v], load(z + at), ga[v])));
+      }
+  });
 }
 
 // da[P][K] from the gradients of everything that read the tile; dz keeps them for the weight gradients.
 FTSO_INLINE void gather_gradient(const Product& p, int64_t first, int64_t P, int64_t K, float* dz, float* da) {
   behind_norm(p, first, P, dz);
-  product<Out::kStore>(dz, p.N, P, p.wt, K, p.N, K, da, K);
+  product<Out::kStore>({dz, p.N}, P, p.wt, K, p.N, K, da, K);
 }
 
 FTSO_INLINE void gather_gradient(const Strided& f, const Shape& s, int64_t first, int64_t P, int64_t K, float* dz,
@@ -89,8 +97,8 @@ FTSO_INLINE void gather_gradient(const Strided& f, const Shape& s, int64_t first
   behind_norm(f.p, first / 4, P / 4, dz);
   strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
     const float* d = dz + (pixel - first / 4) * N;
-    product<Out::kAdd>(d, N, Q, f.p.wt, K, f.width, K, da + even, 2 * K);
-    product<Out::kAdd>(d + f.offset, N, Q, f.wt2, K, f.width, K, da + odd, 2 * K);
+    product<Out::kAdd>({d, N}, Q, f.p.wt, K, f.width, K, da + even, 2 * K);
+    product<Out::kAdd>({d + f.offset, N}, Q, f.wt2, K, f.width, K, da + odd, 2 * K);
   });
 }
 
@@ -107,6 +115,18 @@ FTSO_INLINE void weight_gradient(const Strided& f, const Shape& s, int64_t chunk
     outer_product(a + even, 2 * K, K, d, N, f.width, Q, f.p.dw + at, f.width);
     outer_product(a + odd, 2 * K, K, d + f.offset, N, f.width, Q, f.dw2 + at, f.width);
   });
+}
+
+FTSO_INLINE float* cleared(float* p, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = 0;
+  return p;
+}
+
+FTSO_INLINE void clear_weight_gradients(const CellStep& c, int64_t chunk) {
+  const int64_t n = c.K * c.product.N, strided = c.K * c.strided.width;
+  if (c.product.N) cleared(c.product.dw + chunk * n, n);
+  if (c.strided.p.N)
+    cleared(c.strided.p.dw + chunk * strided, strided), cleared(c.strided.dw2 + chunk * strided, strided);
 }
 
 // Everything that reads a cell's output: products, or the mean over image b.

@@ -6,33 +6,51 @@
 namespace ftso::FTSO_ISA {
 namespace {
 
-enum class Out { kStore, kAdd, kStats, kStreamStats };  // kStats: also adds sums and sums of squares of every column
+enum class Out { kStore, kAdd, kStats, kStreamStats, kRelu };
+
+// What a product does besides storing: kStats adds its columns' sums and sums of squares, kRelu stores
+// max(product * scale + shift, 0).
+struct Finish {
+  double *sums = nullptr, *squares = nullptr;
+  const float *scale = nullptr, *shift = nullptr;
+  Finish from(int64_t c) const { return {sums + c, squares + c, scale + c, shift + c}; }
+};
+
+// The left operand: row i begins at `at + i * ld` and consists of `pieces` pieces of K values, `apart` from each other.
+struct Rows {
+  const float* at;
+  int64_t ld, pieces = 1, apart = 0;
+  Rows from(int64_t row) const { return {at + row * ld, ld, pieces, apart}; }
+};
 
 template <int MR, int NV, Out OUT>
-FTSO_INLINE void product_block(const float* a, int64_t lda, const float* w, int64_t ldw, int64_t K, float* out,
-                               int64_t ldo, double* sums, double* squares) {
+FTSO_INLINE void product_block(Rows a, const float* w, int64_t ldw, int64_t K, float* out, int64_t ldo, Finish finish) {
   Vec acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[i][v] = OUT == Out::kAdd ? load(out + i * ldo + v * kLanes) : zero();
-  for (int64_t k = 0; k < K; ++k) {
-    Vec column[NV];
+  for (int64_t piece = 0; piece < a.pieces; ++piece, a.at += a.apart)
+    for (int64_t k = 0; k < K; ++k, w += ldw) {
+      Vec column[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) column[v] = load(w + k * ldw + v * kLanes);
+      for (int v = 0; v < NV; ++v) column[v] = load(w + v * kLanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      const Vec pixel = set1(a[i * lda + k]);
+      for (int i = 0; i < MR; ++i) {
+        const Vec pixel = set1(a.at[i * a.ld + k]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[i][v] = fma(pixel, column[v], acc[i][v]);
+        for (int v = 0; v < NV; ++v) acc[i][v] = fma(pixel, column[v], acc[i][v]);
+      }
     }
-  }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       float* at = out + i * ldo + v * kLanes;
-      OUT == Out::kStreamStats ? stream(at, acc[i][v]) : store(at, acc[i][v]);
+      Vec value = acc[i][v];
+      if (OUT == Out::kRelu)
+        value = max(fma(value, load(finish.scale + v * kLanes), load(finish.shift + v * kLanes)), zero());
+      OUT == Out::kStreamStats ? stream(at, value) : store(at, value);
     }
   if (OUT == Out::kStats || OUT == Out::kStreamStats)
 #pragma GCC unroll 4
@@ -40,19 +58,17 @@ FTSO_INLINE void product_block(const float* a, int64_t lda, const float* w, int6
       Vec s[2] = {zero(), zero()}, q[2] = {zero(), zero()};
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) s[i % 2] = add(s[i % 2], acc[i][v]), q[i % 2] = fma(acc[i][v], acc[i][v], q[i % 2]);
-      add_to(sums + v * kLanes, add(s[0], s[1])), add_to(squares + v * kLanes, add(q[0], q[1]));
+      add_to(finish.sums + v * kLanes, add(s[0], s[1])), add_to(finish.squares + v * kLanes, add(q[0], q[1]));
     }
 }
 
 template <int NV, Out OUT>
-void product_panel(const float* a, int64_t lda, int64_t P, const float* w, int64_t ldw, int64_t K, float* out,
-                   int64_t ldo, double* sums, double* squares) {
+void product_panel(Rows a, int64_t P, const float* w, int64_t ldw, int64_t K, float* out, int64_t ldo, Finish finish) {
   constexpr int MR = rows_of(NV);
   int64_t p = 0;
-  for (; p + MR <= P; p += MR)
-    product_block<MR, NV, OUT>(a + p * lda, lda, w, ldw, K, out + p * ldo, ldo, sums, squares);
-  for (; p + 2 <= P; p += 2) product_block<2, NV, OUT>(a + p * lda, lda, w, ldw, K, out + p * ldo, ldo, sums, squares);
-  for (; p < P; ++p) product_block<1, NV, OUT>(a + p * lda, lda, w, ldw, K, out + p * ldo, ldo, sums, squares);
+  for (; p + MR <= P; p += MR) product_block<MR, NV, OUT>(a.from(p), w, ldw, K, out + p * ldo, ldo, finish);
+  for (; p + 2 <= P; p += 2) product_block<2, NV, OUT>(a.from(p), w, ldw, K, out + p * ldo, ldo, finish);
+  for (; p < P; ++p) product_block<1, NV, OUT>(a.from(p), w, ldw, K, out + p * ldo, ldo, finish);
 }
 
 // Calls body(Width<NV>{}, first column) for panels of NV vectors that cover N columns.
@@ -83,12 +99,12 @@ FTSO_INLINE void panels(int64_t N, Body body) {
   }
 }
 
-// out[P][N] (=, += for kAdd) a[P][K] w[K][N]
+// out[P][N] (=, += for kAdd) a[P][pieces * K] w[pieces * K][N]
 template <Out OUT>
-FTSO_INLINE void product(const float* a, int64_t lda, int64_t P, const float* w, int64_t ldw, int64_t K, int64_t N,
-                         float* out, int64_t ldo, double* sums = nullptr, double* squares = nullptr) {
+FTSO_INLINE void product(Rows a, int64_t P, const float* w, int64_t ldw, int64_t K, int64_t N, float* out, int64_t ldo,
+                         Finish finish = {}) {
   panels(N, [=](auto width, int64_t c) {
-    product_panel<decltype(width)::value, OUT>(a, lda, P, w + c, ldw, K, out + c, ldo, sums + c, squares + c);
+    product_panel<decltype(width)::value, OUT>(a, P, w + c, ldw, K, out + c, ldo, finish.from(c));
   });
 }
 
@@ -122,7 +138,13 @@ void outer_panel(const float* a, int64_t lda, int64_t K, const float* d, int64_t
                  int64_t ldo) {
   constexpr int KR = kPanel == 4 ? (NV == 1 ? 16 : NV == 2 ? 8 : NV == 3 ? 8 : 4) : kPanel == 1 ? 4 : 2;
   int64_t k = 0;
+  if (K % KR == 1 && KR == 8) {  // a lone last row would wait for itself: it goes with the block before
+    for (; k + 2 * KR < K; k += KR) outer_block<KR, NV>(a + k, lda, d, ldd, P, out + k * ldo, ldo);
+    outer_block<9, NV>(a + k, lda, d, ldd, P, out + k * ldo, ldo);
+    return;
+  }
   for (; k + KR <= K; k += KR) outer_block<KR, NV>(a + k, lda, d, ldd, P, out + k * ldo, ldo);
+  for (; k + 4 <= K; k += 4) outer_block<4, NV>(a + k, lda, d, ldd, P, out + k * ldo, ldo);
   for (; k < K; ++k) outer_block<1, NV>(a + k, lda, d, ldd, P, out + k * ldo, ldo);
 }
 

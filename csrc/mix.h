@@ -19,16 +19,26 @@ struct State {
 
 template <int V>
 struct Permutation {
-  Lanes fwd[V * V], bwd[V * V];
-  explicit Permutation(const Shuffle& s) {
-    for (int i = 0; i < V * V; ++i) fwd[i] = lanes(s.fwd + i * kLanes), bwd[i] = lanes(s.bwd + i * kLanes);
-  }
-  FTSO_INLINE void apply(const Lanes* table, const State<V>& from, State<V>& to) {
+  static constexpr int kPairs = V / 2;  // of sources; an odd last one is picked alone
+  struct Table {
+    LanePairs pairs[V * kPairs + 1];
+    Lanes last[V];
+    explicit Table(const int32_t* lane) {
+      for (int o = 0; o < V; ++o, lane += V * kLanes) {
+        for (int s = 0; s < kPairs; ++s)
+          pairs[o * kPairs + s] = lane_pairs(lane + 2 * s * kLanes, lane + (2 * s + 1) * kLanes);
+        last[o] = lanes(lane + (V - 1) * kLanes);
+      }
+    }
+  };
+  Table fwd, bwd;
+  explicit Permutation(const Shuffle& s) : fwd(s.fwd), bwd(s.bwd) {}
+  FTSO_INLINE void apply(const Table& table, const State<V>& from, State<V>& to) {
 #pragma GCC unroll 4
     for (int o = 0; o < V; ++o) {
-      to.at[o] = zero();
-#pragma GCC unroll 4
-      for (int s = 0; s < V; ++s) to.at[o] = pick(to.at[o], table[o * V + s], from.at[s]);
+      if constexpr (kPairs > 0) to.at[o] = pick(table.pairs[o * kPairs], from.at[0], from.at[1]);
+      if constexpr (kPairs > 1) to.at[o] = pick(to.at[o], table.pairs[o * kPairs + 1], from.at[2], from.at[3]);
+      if constexpr (V % 2) to.at[o] = pick(V > 1 ? to.at[o] : zero(), table.last[o], from.at[V - 1]);
     }
   }
   void forward(const State<V>& u, State<V>& x) const { apply(fwd, u, x); }

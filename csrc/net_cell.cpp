@@ -114,6 +114,7 @@ const char* cell_bwd(const CellStep& c, int64_t chunk, float* scratch) {
   for (int64_t i = 0; i < 4 * C; ++i) sums[i] = 0;
   double* dots = c.dots ? c.dots + chunk * kDots : nullptr;
   const bool weights = c.product.dw;
+  if (weights) clear_weight_gradients(c, chunk);
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     gradient_of_readers(c, b, first, P, dz, dzs, da);
     every_run(P, [&](int64_t p, int64_t n) {

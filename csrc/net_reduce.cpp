@@ -29,41 +29,57 @@ FTSO_INLINE void processed_row(const ReducePaths& r, const Source& x, const Wind
   }
 }
 
-// Reads R_0j, R_1j, the paths' values at one pixel, and mixes the four nodes into x.
+// Reads the paths' values at one pixel, and mixes the four nodes into x.
 template <int V>
 struct Nodes {
   const ReduceStep& r;
   const EdgeWeights b;
   const Permutation<V> permutation;
   const int n;
+  State<V> scale[4][2], shift[4][2];  // of the processed channels
+  Mask processed[V ? V : kMaxVectors];
   explicit Nodes(const ReduceStep& step)
-      : r(step), b(step.cell.weights), permutation(step.cell.shuffle), n(static_cast<int>(step.cell.shuffle.vectors)) {}
+      : r(step), b(step.cell.weights), permutation(step.cell.shuffle), n(static_cast<int>(step.cell.shuffle.vectors)) {
+    for (int v = 0; v * kLanes < r.q; ++v) {
+      processed[v] = positive(load(r.processed + v * kLanes));
+      for (int j = 0; j < 4; ++j)
+        for (int input = 0; input < 2; ++input) {
+          scale[j][input].at[v] = load(r.scale + column(j, input, v));
+          shift[j][input].at[v] = load(r.shift + column(j, input, v));
+        }
+    }
+  }
+  int64_t column(int node, int input, int v) const { return input * r.F + node * r.q + v * kLanes; }
 
-  // Path value of an input's edge to a node: normalised f in the processed channels, the pooled bypass elsewhere.
-  Vec path(int64_t pixel, int input, int node, int v) const {
-    const int64_t c = v * kLanes;
-    if (node == 0) {
-      prefetch(r.pooled[input] + (pixel + kAhead) * r.C + c);
-      prefetch(r.f + (pixel + kAhead) * 2 * r.F + input * r.F + c);
+  // Of an input's edges to the four nodes: normalised f in the processed channels, the pooled bypass elsewhere.
+  FTSO_INLINE void read(const Nodes& self, int64_t pixel, int input, State<V> (*paths)[2]) {
+    const ReduceStep& r = self.r;
+    const int n = self.n;
+    const float *pooled = r.pooled[input] + pixel * r.C, *f = r.f + pixel * 2 * r.F;
+    FTSO_EACH(v) {
+      const Vec bypass = load(pooled + v * kLanes);
+      prefetch(pooled + kAhead * r.C + v * kLanes);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) paths[j][input].at[v] = bypass;
+      if (v * kLanes < r.q) {  // the other lanes of f are other columns
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          const Vec value =
+              fma(load(f + self.column(j, input, v)), self.scale[j][input].at[v], self.shift[j][input].at[v]);
+          paths[j][input].at[v] = select(self.processed[v], value, bypass);
+        }
+      }
     }
-    Vec value = load(r.pooled[input] + pixel * r.C + c);
-    if (c < r.q) {
-      const int64_t column = input * r.F + node * r.q + c;
-      const Vec f = fma(load(r.f + pixel * 2 * r.F + column), load(r.scale + column), load(r.shift + column));
-      value = add(where_positive(load(r.processed + c), f), value);  // other lanes are other columns: not to be read
-    }
-    return value;
+    for (int64_t c = 0; c < r.F; c += kLanes) prefetch(f + kAhead * 2 * r.F + input * r.F + c);
   }
 
   void mix(int64_t pixel, State<V> (*paths)[2], State<V>* x) const {
+    read(*this, pixel, 0, paths), read(*this, pixel, 1, paths);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const int e = kFirstEdge[j + 2];
       State<V> u;
-      FTSO_EACH(v) {
-        paths[j][0].at[v] = path(pixel, 0, j, v), paths[j][1].at[v] = path(pixel, 1, j, v);
-        u.at[v] = fma(b.at[e + 1], paths[j][1].at[v], mul(b.at[e], paths[j][0].at[v]));
-      }
+      FTSO_EACH(v) { u.at[v] = fma(b.at[e + 1], paths[j][1].at[v], mul(b.at[e], paths[j][0].at[v])); }
 #pragma GCC unroll 4
       for (int i = 0; i < j; ++i) FTSO_EACH(v) u.at[v] = fma(b.at[e + 2 + i], x[i].at[v], u.at[v]);
       permutation.forward(u, x[j]);
@@ -215,8 +231,8 @@ const char* reduce_paths_fwd(const ReducePaths& r, int64_t chunk, float* scratch
           store(pooled + c, mul(fma(highest, load(x.scale + c), load(x.shift + c)), load(r.bypass + c)));
         }
       }
-      product<Out::kStats>(a, 2 * r.q, Q, r.w[input], r.F, 2 * r.q, r.F, r.f + row * Q * 2 * r.F + input * r.F, 2 * r.F,
-                           sums + input * r.F, sums + 2 * r.F + input * r.F);
+      product<Out::kStats>({a, 2 * r.q}, Q, r.w[input], r.F, 2 * r.q, r.F, r.f + row * Q * 2 * r.F + input * r.F,
+                           2 * r.F, {sums + input * r.F, sums + 2 * r.F + input * r.F});
     }
   });
   return compiled_isa;
@@ -240,6 +256,7 @@ const char* reduce_bwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   float *da = scratch + NodeSums::room(r), *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N;
   double* dots = c.dots ? c.dots + chunk * kDots : nullptr;
   const bool weights = c.product.dw;
+  if (weights) clear_weight_gradients(c, chunk);
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     gradient_of_readers(c, b, first, P, dz, dzs, da);
     every_run(P, [&](int64_t p, int64_t n) {
@@ -263,6 +280,7 @@ const char* reduce_paths_bwd(const ReducePaths& r, int64_t chunk, float* scratch
   for (int input = 0; input < 2; ++input) {
     const Source& x = r.x[input];
     if (!x.g && !r.dw[input]) continue;
+    float* dw = r.dw[input] ? cleared(r.dw[input] + chunk * 2 * r.q * r.F, 2 * r.q * r.F) : nullptr;
     const bool past_caches = streams(pixels, x.ld);
     float* al = scratch + 2 * r.C + Q * (2 * r.q + r.F + r.X) + 3 * kLanes;  // al times the weight of the node's edge
     for (int64_t c = 0; c < r.F; ++c)
@@ -277,15 +295,15 @@ const char* reduce_paths_bwd(const ReducePaths& r, int64_t chunk, float* scratch
           store(df + i * r.F + c, fma(load(al + c), node, fma(load(r.be + column), f, load(r.ga + column))));
         }
       }
-      product<Out::kStore>(df, r.F, Q, r.wt[input], r.X, r.F, r.X, da, r.X);
+      product<Out::kStore>({df, r.F}, Q, r.wt[input], r.X, r.F, r.X, da, r.X);
       for (int64_t i = 0; i < Q; ++i) {
         const Window w(r.shape, row, i);
-        if (r.dw[input]) processed_row(r, x, w, a + i * 2 * r.q);
+        if (dw) processed_row(r, x, w, a + i * 2 * r.q);
         if (x.g)
           spread_gradient(r, x, w, r.d_pooled[input] + (row * Q + i) * r.C, da + i * r.X, past_caches, sums,
                           sums + r.C);
       }
-      if (r.dw[input]) outer_product(a, 2 * r.q, 2 * r.q, df, r.F, r.F, Q, r.dw[input] + chunk * 2 * r.q * r.F, r.F);
+      if (dw) outer_product(a, 2 * r.q, 2 * r.q, df, r.F, r.F, Q, dw, r.F);
       if (x.g) flush(x.sums + chunk * 2 * x.ld, r.C, x.ld, sums, sums + r.C);
     });
   }

@@ -71,20 +71,34 @@ void SkipNet::pack(Tensor& t, const float* const* weights) {
   });
 }
 
-void SkipNet::unpack(const Tensor& t, float* const* d_weights) const {
-  const int64_t width = t.strided ? t.split : t.N, stride = t.K * width;
+// Adds the chunks of a partial up, in place of the first.
+static void add_chunks(Aligned<float>& partial) {
+  constexpr int64_t kBlock = 512;
+  const int64_t n = static_cast<int64_t>(partial.size()) / kChunks;
+  double total[kBlock];
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t size = std::min(kBlock, n - first);
+    std::fill(total, total + size, 0.0);
+    for (int64_t c = 0; c < kChunks; ++c)
+      for (int64_t i = 0; i < size; ++i) total[i] += partial[c * n + first + i];
+    for (int64_t i = 0; i < size; ++i) partial[first + i] = static_cast<float>(total[i]);
+  }
+}
+
+void SkipNet::unpack(Tensor& t, float* const* d_weights) {
+  add_chunks(t.dw);
   if (!t.strided) {
     for (const Part& p : t.parts)
       every_weight(t.groups, t.width, p.rows, [&](int64_t k, int64_t o, int64_t into) {
-        d_weights[p.weight][into] = static_cast<float>(over_chunks(t.dw.data(), stride, k * width + p.column + o));
+        d_weights[p.weight][into] = t.dw[k * t.N + p.column + o];
       });
     return;
   }
+  add_chunks(t.dw2);
   const int64_t second = t.offset ? 0 : t.half;
   every_weight(t.groups, t.width, t.half, [&](int64_t k, int64_t o, int64_t into) {
-    d_weights[t.parts[0].weight][into] = static_cast<float>(over_chunks(t.dw.data(), stride, k * width + o));
-    d_weights[t.parts[0].weight + 1][into] =
-        static_cast<float>(over_chunks(t.dw2.data(), stride, k * width + second + o));
+    d_weights[t.parts[0].weight][into] = t.dw[k * t.split + o];
+    d_weights[t.parts[0].weight + 1][into] = t.dw2[k * t.split + second + o];
   });
 }
 
@@ -107,24 +121,43 @@ static void every_stem_weight(int64_t out, int64_t in, Move move) {
       for (int64_t yx = 0; yx < 9; ++yx) move(yx * in + i, o, (o * in + i) * 9 + yx);
 }
 
-void SkipNet::pack_all(const float* const* weights) {
+// work(i) for tensors and cells; the largest of them are a third of it all.
+template <typename Tensors, typename Cells, typename OfTensor, typename OfCell>
+static void for_all(Tensors& tensors, Cells& cells, int threads, OfTensor of_tensor, OfCell of_cell) {
+  const int64_t n = static_cast<int64_t>(tensors.size()), m = static_cast<int64_t>(cells.size());
+  over_chunks_of_work(n + m, threads, [&](int64_t i) {
+    if (i < n)
+      of_tensor(tensors[i]);
+    else if (cells[i - n].reduction)
+      of_cell(cells[i - n]);
+  });
+}
+
+void SkipNet::pack_all(const float* const* weights, int threads) {
   every_stem_weight(stem_, spec_.in_channels,
                     [&](int64_t k, int64_t o, int64_t from) { stem_w_[k * stem_padded_ + o] = weights[0][from]; });
-  for (Tensor& t : tensors_) pack(t, weights);
-  for (Cell& c : cells_)
-    if (c.reduction)
-      every_path_weight(c.q, c.weight, [&](int64_t input, int64_t k, int64_t column, int64_t index, int64_t from) {
-        c.w[input][k * c.F + column] = c.wt[input][column * c.X + k] = weights[index][from];
+  for_all(
+      tensors_, cells_, threads, [&](Tensor& t) { pack(t, weights); },
+      [&](Cell& c) {
+        every_path_weight(c.q, c.weight, [&](int64_t input, int64_t k, int64_t column, int64_t index, int64_t from) {
+          c.w[input][k * c.F + column] = c.wt[input][column * c.X + k] = weights[index][from];
+        });
       });
 }
 
-void SkipNet::unpack_all(const float* const* weights, float* const* d_weights) const {
-  for (const Tensor& t : tensors_) unpack(t, d_weights);
-  for (const Cell& c : cells_)
-    if (c.reduction)
-      every_path_weight(c.q, c.weight, [&](int64_t input, int64_t k, int64_t column, int64_t index, int64_t into) {
-        d_weights[index][into] = static_cast<float>(over_chunks(c.dw[input].data(), 2 * c.q * c.F, k * c.F + column));
+void SkipNet::unpack_all(const float* const* weights, float* const* d_weights, int threads) {
+  for_all(
+      tensors_, cells_, threads, [&](Tensor& t) { unpack(t, d_weights); },
+      [&](Cell& c) {
+        for (auto& dw : c.dw) add_chunks(dw);
+        every_path_weight(c.q, c.weight, [&](int64_t input, int64_t k, int64_t column, int64_t index, int64_t into) {
+          d_weights[index][into] = c.dw[input][k * c.F + column];
+        });
       });
+  unpack_stem(weights, d_weights);
+}
+
+void SkipNet::unpack_stem(const float* const* weights, float* const* d_weights) const {
   // Behind the stem's batch norm: dW = gamma r (U - mean(d) sum(patch) - mean(d xhat) sum(patch xhat)), both sums from
   // the patches' covariance.
   const int64_t K = 9 * spec_.in_channels, ld = padded(K + 1);
@@ -261,16 +294,20 @@ void SkipNet::finish_stem(const float* const* weights) {
 
 // logits = pooled W' + b, small enough for one thread: sums are taken in double, in one order.
 void SkipNet::classify(const float* const* weights, float* logits) const {
-  const int64_t C = cells_.back().C, stride = cells_.back().padded;
+  const int64_t C = cells_.back().C, stride = cells_.back().padded, n = spec_.classes;
   const float *w = weights[n_weights_ - 2], *bias = weights[n_weights_ - 1];
-  for (int64_t b = 0; b < spec_.B; ++b)
-    for (int64_t o = 0; o < spec_.classes; ++o) {
-      double total = bias[o];
-      for (int64_t g = 0; g < 4; ++g)
-        for (int64_t c = 0; c < C; ++c)
-          total += static_cast<double>(pooled_[(b * 4 + g) * stride + c]) * w[(o * 4 + g) * C + c];
-      logits[b * spec_.classes + o] = static_cast<float>(total);
-    }
+  std::vector<double> columns(4 * C * n), row(n);  // W'
+  for (int64_t o = 0; o < n; ++o)
+    for (int64_t k = 0; k < 4 * C; ++k) columns[k * n + o] = w[o * 4 * C + k];
+  for (int64_t b = 0; b < spec_.B; ++b) {
+    std::copy(bias, bias + n, row.begin());
+    for (int64_t g = 0; g < 4; ++g)
+      for (int64_t c = 0; c < C; ++c) {
+        const double x = pooled_[(b * 4 + g) * stride + c], *column = columns.data() + (g * C + c) * n;
+        for (int64_t o = 0; o < n; ++o) row[o] += x * column[o];
+      }
+    for (int64_t o = 0; o < n; ++o) logits[b * n + o] = static_cast<float>(row[o]);
+  }
 }
 
 void SkipNet::unclassify(const float* const* weights, const float* d_logits, float* const* d_weights) {
@@ -281,7 +318,8 @@ void SkipNet::unclassify(const float* const* weights, const float* d_logits, flo
     std::fill(row.begin(), row.end(), 0.0);
     for (int64_t o = 0; o < n; ++o)
       for (int64_t k = 0; k < 4 * C; ++k) row[k] += static_cast<double>(d_logits[b * n + o]) * w[o * 4 * C + k];
-    for (int64_t k = 0; k < 4 * C; ++k) d_pooled_[(b * 4 + k / C) * stride + k % C] = static_cast<float>(row[k]);
+    for (int64_t g = 0; g < 4; ++g)
+      for (int64_t c = 0; c < C; ++c) d_pooled_[(b * 4 + g) * stride + c] = static_cast<float>(row[g * C + c]);
   }
   for (int64_t o = 0; d_weights && o < n; ++o) {
     std::fill(row.begin(), row.end(), 0.0);
@@ -289,7 +327,8 @@ void SkipNet::unclassify(const float* const* weights, const float* d_logits, flo
     for (int64_t b = 0; b < spec_.B; ++b) {
       const double d = d_logits[b * n + o];
       total += d;
-      for (int64_t k = 0; k < 4 * C; ++k) row[k] += d * pooled_[(b * 4 + k / C) * stride + k % C];
+      for (int64_t g = 0; g < 4; ++g)
+        for (int64_t c = 0; c < C; ++c) row[g * C + c] += d * pooled_[(b * 4 + g) * stride + c];
     }
     for (int64_t k = 0; k < 4 * C; ++k) d_weights[n_weights_ - 2][o * 4 * C + k] = static_cast<float>(row[k]);
     d_weights[n_weights_ - 1][o] = static_cast<float>(total);
@@ -303,7 +342,7 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
       memory,      &plan(with_weights).offsets, images, {edges_normal, edges_reduce}, pooled_.data(), nullptr, nullptr,
       with_weights};
   launches_.clear();
-  pack_all(weights);
+  pack_all(weights, threads);
   const auto clear = [](Aligned<double>& sums) { std::fill(sums.begin(), sums.end(), 0.0); };
   const auto finish = [&](int tensor) {
     if (tensor < 0) return;
@@ -318,7 +357,7 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
   const double K = static_cast<double>(stem.K), S = static_cast<double>(stem.S),
                N = static_cast<double>(stem.product.N);
   launch("stem_covariance", isa.stem_covariance, stem, work_of_stem(stem, (K + 1) * static_cast<double>(patch), 0),
-         spec_.W * patch + patch * patch + padded_image, threads);
+         spec_.W * patch + patch * patch + padded_image + 2 * kLanes, threads);
   finish_stem(weights);
   launch("stem_fwd", isa.stem_fwd, stem, work_of_stem(stem, S * (K + N), N),
          2 * stem.product.N + tile(stem.shape) * stem.S + padded_image, threads);
@@ -354,16 +393,9 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
       d_pooled_.data(), with_edges ? dots_.data() : nullptr, with_weights};
   launches_.clear();
   const auto clear = [](auto& values) { std::fill(values.begin(), values.end(), 0); };
-  for (Tensor& t : tensors_) {
-    clear(t.back_sums);
-    if (with_weights) clear(t.dw), clear(t.dw2);
-  }
-  for (Cell& c : cells_) {
-    clear(c.back_sums);
-    for (auto& dw : c.dw)
-      if (with_weights) clear(dw);
-  }
-  if (with_weights) clear(stem_dw_), clear(stem_sums_);
+  for (Tensor& t : tensors_) clear(t.back_sums);
+  for (Cell& c : cells_) clear(c.back_sums);
+  clear(stem_sums_);
   const auto finish = [&](int tensor) {
     if (tensor < 0) return;
     Tensor& t = tensors_[tensor];
@@ -393,7 +425,7 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
     const double N = static_cast<double>(stem.product.N);
     launch("stem_bwd", isa.stem_bwd, stem, work_of_stem(stem, 2 * S * (K + N), 2 * N),
            2 * stem.S + tile(stem.shape) * (2 * stem.S + stem.product.N) + padded_image, threads);
-    unpack_all(weights, d_weights);
+    unpack_all(weights, d_weights, threads);
   }
   float* const d_edges[2] = {d_edges_normal, d_edges_reduce};
   for (int type = 0; type < 2; ++type)

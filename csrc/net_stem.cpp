@@ -25,16 +25,12 @@ struct Padded {
         for (int64_t x = 0; x < W; ++x) to[x * s.channels] = from[x];
       }
   }
-  // The raw convolution of image row r, [W][S].
+  // The convolution of image row r, [W][S]: raw, or (kRelu) behind batch norm and relu.
+  template <Out OUT>
   void convolve(int64_t r, float* out) const {
-    const int64_t K = 3 * s.channels, W = s.shape.W;
-    for (int64_t y = 0; y < 3; ++y) {
-      const float *row = rows + (r + y) * ld, *w = s.w + y * K * s.S;
-      if (y == 0)
-        product<Out::kStore>(row, s.channels, W, w, s.S, K, s.S, out, s.S);
-      else
-        product<Out::kAdd>(row, s.channels, W, w, s.S, K, s.S, out, s.S);
-    }
+    const int64_t K = 3 * s.channels;
+    product<OUT>({rows + r * ld, s.channels, 3, ld}, s.shape.W, s.w, s.S, K, s.S, out, s.S,
+                 {nullptr, nullptr, s.scale, s.shift});
   }
 };
 
@@ -42,20 +38,22 @@ struct Padded {
 
 const char* stem_covariance(const StemStep& s, int64_t chunk, float* scratch) {
   const int64_t W = s.shape.W, n = s.K + 1, ld = (n + kLanes - 1) / kLanes * kLanes, K = 3 * s.channels;
-  float *patches = scratch, *covariance = scratch + W * ld;
+  float *patches = scratch, *covariance = scratch + W * ld + kLanes;
   Padded image(s, covariance + n * ld);
-  for (int64_t i = 0; i < W * ld; ++i) patches[i] = 0;
-  for (int64_t x = 0; x < W; ++x) patches[x * ld + s.K] = 1;
+  const float first_lane[kLanes] = {1};
+  const Vec one = load(first_lane);
   double* total = s.covariance + chunk * n * ld;
   for (int64_t i = 0; i < n * ld; ++i) total[i] = 0;
   for (int64_t b = s.shape.B * chunk / kChunks; b < s.shape.B * (chunk + 1) / kChunks; ++b) {
     image.read(b);
     for (int64_t r = 0; r < s.shape.H; ++r) {
       for (int64_t i = 0; i < n * ld; ++i) covariance[i] = 0;
-      for (int64_t x = 0; x < W; ++x)
-        for (int64_t y = 0; y < 3; ++y)
-          for (int64_t k = 0; k < K; ++k)
-            patches[x * ld + y * K + k] = image.rows[(r + y) * image.ld + x * s.channels + k];
+      for (int64_t x = 0; x < W; ++x) {
+        float* patch = patches + x * ld;
+        for (int64_t y = 0; y < 3; ++y)  // in order: what a vector writes too far is overwritten
+          store(patch + y * K, load(image.rows + (r + y) * image.ld + x * s.channels));
+        store(patch + s.K, one);
+      }
       outer_product(patches, ld, n, patches, ld, ld, W, covariance, ld);
       for (int64_t i = 0; i < n * ld; i += kLanes) add_to(total + i, load(covariance + i));
     }
@@ -71,12 +69,7 @@ const char* stem_fwd(const StemStep& s, int64_t chunk, float* scratch) {
   every_tile(s.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     if (b != loaded) image.read(loaded = b);
     const int64_t r = first / W - b * s.shape.H;
-    for (int64_t i = 0; i < P / W; ++i) image.convolve(r + i, a + i * W * s.S);
-    for (int64_t p = 0; p < P; ++p)
-      for (int64_t c = 0; c < s.S; c += kLanes) {
-        float* at = a + p * s.S + c;
-        store(at, max(fma(load(at), load(s.scale + c), load(s.shift + c)), zero()));
-      }
+    for (int64_t i = 0; i < P / W; ++i) image.convolve<Out::kRelu>(r + i, a + i * W * s.S);
     consume(s.product, pixels, chunk, first, P, a, s.S);
   });
   return compiled_isa;
@@ -86,13 +79,15 @@ const char* stem_bwd(const StemStep& s, int64_t chunk, float* scratch) {
   const int64_t W = s.shape.W, T = tile_rows(s.shape) * W, K = 3 * s.channels;
   float *sums = scratch, *a = sums + 2 * s.S, *da = a + T * s.S, *dz = da + T * s.S;
   Padded image(s, dz + T * s.product.N);
+  float* dw = cleared(s.dw + chunk * s.K * s.S, s.K * s.S);
+  cleared(s.product.dw + chunk * s.S * s.product.N, s.S * s.product.N);
   for (int64_t i = 0; i < 2 * s.S; ++i) sums[i] = 0;
   int64_t loaded = -1;
   every_tile(s.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     if (b != loaded) image.read(loaded = b);
     const int64_t r = first / W - b * s.shape.H;
     gather_gradient(s.product, first, P, s.S, dz, da);
-    for (int64_t i = 0; i < P / W; ++i) image.convolve(r + i, a + i * W * s.S);
+    for (int64_t i = 0; i < P / W; ++i) image.convolve<Out::kStore>(r + i, a + i * W * s.S);
     for (int64_t p = 0; p < P; ++p)
       for (int64_t c = 0; c < s.S; c += kLanes) {
         float *at = a + p * s.S + c, *grad = da + p * s.S + c;
@@ -106,7 +101,7 @@ const char* stem_bwd(const StemStep& s, int64_t chunk, float* scratch) {
     for (int64_t i = 0; i < P / W; ++i)
       for (int64_t y = 0; y < 3; ++y)
         outer_product(image.rows + (r + i + y) * image.ld, s.channels, K, da + i * W * s.S, s.S, s.S, W,
-                      s.dw + chunk * s.K * s.S + y * K * s.S, s.S);
+                      dw + y * K * s.S, s.S);
   });
   return compiled_isa;
 }

@@ -27,10 +27,13 @@ FTSO_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 FTSO_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 FTSO_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 FTSO_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+struct Mask {
+  __mmask16 m;
+};
+FTSO_INLINE Mask positive(Vec x) { return {_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ)}; }
+FTSO_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_mov_ps(b.v, m.m, a.v)}; }  // a where m, else b
 // d where x > 0, else 0
-FTSO_INLINE Vec where_positive(Vec x, Vec d) {
-  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), d.v)};
-}
+FTSO_INLINE Vec where_positive(Vec x, Vec d) { return {_mm512_maskz_mov_ps(positive(x).m, d.v)}; }
 // a where x == y, else b
 FTSO_INLINE Vec where_equal(Vec x, Vec y, Vec a, Vec b) {
   return {_mm512_mask_mov_ps(b.v, _mm512_cmp_ps_mask(x.v, y.v, _CMP_EQ_OQ), a.v)};
@@ -46,6 +49,19 @@ FTSO_INLINE Lanes lanes(const int32_t* lane) {
 }
 FTSO_INLINE Vec pick(Vec kept, Lanes l, Vec source) {
   return {_mm512_mask_permutexvar_ps(kept.v, l.here, l.at, source.v)};
+}
+// The same from two sources.
+using LanePairs = Lanes;
+FTSO_INLINE LanePairs lane_pairs(const int32_t* first, const int32_t* second) {
+  const Lanes a = lanes(first), b = lanes(second);
+  const __m512i upper = _mm512_add_epi32(b.at, _mm512_set1_epi32(kLanes));
+  return {_mm512_mask_mov_epi32(a.at, b.here, upper), static_cast<__mmask16>(a.here | b.here)};
+}
+FTSO_INLINE Vec pick(LanePairs l, Vec first, Vec second) {  // 0 where neither
+  return {_mm512_maskz_permutex2var_ps(l.here, first.v, l.at, second.v)};
+}
+FTSO_INLINE Vec pick(Vec kept, LanePairs l, Vec first, Vec second) {
+  return {_mm512_mask_mov_ps(kept.v, l.here, _mm512_permutex2var_ps(first.v, l.at, second.v))};
 }
 FTSO_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
@@ -74,10 +90,19 @@ FTSO_INLINE Vec fma(Vec a, Vec b, Vec c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
 FTSO_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
-FTSO_INLINE Vec where_positive(Vec x, Vec d) {
+struct Mask {
+  __m256 lo, hi;
+};
+FTSO_INLINE Mask positive(Vec x) {
   const __m256 z = _mm256_setzero_ps();
-  return {_mm256_and_ps(_mm256_cmp_ps(x.lo, z, _CMP_GT_OQ), d.lo),
-          _mm256_and_ps(_mm256_cmp_ps(x.hi, z, _CMP_GT_OQ), d.hi)};
+  return {_mm256_cmp_ps(x.lo, z, _CMP_GT_OQ), _mm256_cmp_ps(x.hi, z, _CMP_GT_OQ)};
+}
+FTSO_INLINE Vec select(Mask m, Vec a, Vec b) {
+  return {_mm256_blendv_ps(b.lo, a.lo, m.lo), _mm256_blendv_ps(b.hi, a.hi, m.hi)};
+}
+FTSO_INLINE Vec where_positive(Vec x, Vec d) {
+  const Mask m = positive(x);
+  return {_mm256_and_ps(m.lo, d.lo), _mm256_and_ps(m.hi, d.hi)};
 }
 FTSO_INLINE Vec where_equal(Vec x, Vec y, Vec a, Vec b) {
   return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(x.lo, y.lo, _CMP_EQ_OQ)),
@@ -128,6 +153,15 @@ FTSO_INLINE Vec add(Vec a, Vec b) { FTSO_LANES(a.at[i] + b.at[i]); }
 FTSO_INLINE Vec mul(Vec a, Vec b) { FTSO_LANES(a.at[i] * b.at[i]); }
 FTSO_INLINE Vec fma(Vec a, Vec b, Vec c) { FTSO_LANES(a.at[i] * b.at[i] + c.at[i]); }
 FTSO_INLINE Vec max(Vec a, Vec b) { FTSO_LANES(a.at[i] > b.at[i] ? a.at[i] : b.at[i]); }
+struct Mask {
+  bool at[kLanes];
+};
+FTSO_INLINE Mask positive(Vec x) {
+  Mask m;
+  for (int i = 0; i < kLanes; ++i) m.at[i] = x.at[i] > 0;
+  return m;
+}
+FTSO_INLINE Vec select(Mask m, Vec a, Vec b) { FTSO_LANES(m.at[i] ? a.at[i] : b.at[i]); }
 FTSO_INLINE Vec where_positive(Vec x, Vec d) { FTSO_LANES(x.at[i] > 0 ? d.at[i] : 0); }
 FTSO_INLINE Vec where_equal(Vec x, Vec y, Vec a, Vec b) { FTSO_LANES(x.at[i] == y.at[i] ? a.at[i] : b.at[i]); }
 struct Lanes {
@@ -144,6 +178,16 @@ FTSO_INLINE float sum(Vec a) {
 #endif
 
 FTSO_INLINE Vec zero() { return set1(0); }
+#if !defined(__AVX512F__)
+struct LanePairs {
+  Lanes first, second;
+};
+FTSO_INLINE LanePairs lane_pairs(const int32_t* first, const int32_t* second) { return {lanes(first), lanes(second)}; }
+FTSO_INLINE Vec pick(Vec kept, LanePairs l, Vec first, Vec second) {
+  return pick(pick(kept, l.first, first), l.second, second);
+}
+FTSO_INLINE Vec pick(LanePairs l, Vec first, Vec second) { return pick(zero(), l, first, second); }
+#endif
 FTSO_INLINE void add_to(float* p, Vec a) { store(p, add(load(p), a)); }
 FTSO_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }  // into the second level
 #if !defined(__AVX512F__)

@@ -104,9 +104,10 @@ class SkipNet {
   const Plan& plan(bool weights) const { return weights ? with_weights_ : betas_only_; }
 
   void pack(Tensor& t, const float* const* weights);
-  void unpack(const Tensor& t, float* const* d_weights) const;
-  void pack_all(const float* const* weights);
-  void unpack_all(const float* const* weights, float* const* d_weights) const;
+  void unpack(Tensor& t, float* const* d_weights);
+  void pack_all(const float* const* weights, int threads);
+  void unpack_all(const float* const* weights, float* const* d_weights, int threads);
+  void unpack_stem(const float* const* weights, float* const* d_weights) const;
   void classify(const float* const* weights, float* logits) const;
   void unclassify(const float* const* weights, const float* d_logits, float* const* d_weights);
   void finish_stem(const float* const* weights);
