@@ -25,14 +25,22 @@ FTSO_INLINE int64_t tile_rows(const Shape& s) {
   return rows < 2 ? 2 : rows > s.H ? s.H : rows;
 }
 
-FTSO_INLINE void consume(const Product& p, int64_t pixels, int64_t chunk, int64_t first, int64_t P, const float* a,
-                         int64_t K) {
-  double *s = p.sums + chunk * 2 * p.N, *q = s + p.N;
-  float* z = p.z + first * p.N;
-  if (streams(pixels, p.N))
-    product<Out::kStreamStats>({a, K}, P, p.w, p.N, K, p.N, z, p.N, {s, q});
+FTSO_INLINE void put(float* at, bool past_caches, Vec value) { past_caches ? stream(at, value) : store(at, value); }
+
+// A product with statistics, stored past the caches or into them.
+FTSO_INLINE void product_with_statistics(bool past_caches, Rows a, int64_t P, const float* w, int64_t ldw, int64_t K,
+                                         int64_t N, float* z, int64_t ldz, Finish finish, const Ahead& ahead = {}) {
+  if (past_caches)
+    product<Out::kStreamStats>(a, P, w, ldw, K, N, z, ldz, finish, ahead);
   else
-    product<Out::kStats>({a, K}, P, p.w, p.N, K, p.N, z, p.N, {s, q});
+    product<Out::kStats>(a, P, w, ldw, K, N, z, ldz, finish, ahead);
+}
+
+FTSO_INLINE void consume(const Product& p, int64_t pixels, int64_t chunk, int64_t first, int64_t P, const float* a,
+                         int64_t K, const Ahead& ahead = {}) {
+  double* sums = p.sums + chunk * 2 * p.N;
+  product_with_statistics(streams(pixels, p.N), {a, K}, P, p.w, p.N, K, p.N, p.z + first * p.N, p.N, {sums, sums + p.N},
+                          ahead);
 }
 
 // The rows r, r + 1 of a tile for FactorizedReduce: activations of pixels (even, even) and (odd, odd), z row.
@@ -48,12 +56,13 @@ FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_
                          int64_t K) {
   const int64_t N = f.p.N, Q = s.W / 2, ldw = f.width;
   double *sum = f.p.sums + chunk * 2 * N, *square = sum + N;
+  const bool past_caches = streams(s.B * s.H * s.W / 4, N);
   strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
     float* z = f.p.z + pixel * N;
     if (f.offset) {
-      product<Out::kStats>({a + even, 2 * K}, Q, f.p.w, ldw, K, f.width, z, N, {sum, square});
-      product<Out::kStats>({a + odd, 2 * K}, Q, f.w2, ldw, K, f.width, z + f.offset, N,
-                           {sum + f.offset, square + f.offset});
+      product_with_statistics(past_caches, {a + even, 2 * K}, Q, f.p.w, ldw, K, f.width, z, N, {sum, square});
+      product_with_statistics(past_caches, {a + odd, 2 * K}, Q, f.w2, ldw, K, f.width, z + f.offset, N,
+                              {sum + f.offset, square + f.offset});
     } else {
       product<Out::kStore>({a + even, 2 * K}, Q, f.p.w, ldw, K, f.width, z, N);
       product<Out::kAdd>({a + odd, 2 * K}, Q, f.w2, ldw, K, f.width, z, N);
@@ -66,7 +75,7 @@ FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_
   });
 }
 
-// dz = al * g + be * z + ga; the next tile's lines are asked for on the way.
+// dz = al * g + be * z + ga
 FTSO_INLINE void behind_norm(const Product& p, int64_t first, int64_t P, float* dz) {
   const float *g = p.g + first * p.N, *z = p.z + first * p.N;
   panels(p.N, [=](auto width, int64_t c) {
@@ -79,7 +88,6 @@ FTSO_INLINE void behind_norm(const Product& p, int64_t first, int64_t P, float* 
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         const int64_t at = i * p.N + c + v * kLanes;
-        prefetch(g + at + P * p.N), prefetch(z + at + P * p.N);
         store(dz + at, fma(al[v], load(g + at), fma(be[v], load(z + at), ga[v])));
       }
   });
@@ -88,7 +96,8 @@ FTSO_INLINE void behind_norm(const Product& p, int64_t first, int64_t P, float* 
 // da[P][K] from the gradients of everything that read the tile; dz keeps them for the weight gradients.
 FTSO_INLINE void gather_gradient(const Product& p, int64_t first, int64_t P, int64_t K, float* dz, float* da) {
   behind_norm(p, first, P, dz);
-  product<Out::kStore>({dz, p.N}, P, p.wt, K, p.N, K, da, K);
+  const int64_t next = (first + P) * p.N;
+  product<Out::kStore>({dz, p.N}, P, p.wt, K, p.N, K, da, K, {}, {{{p.g + next, p.N, p.N}, {p.z + next, p.N, p.N}}});
 }
 
 FTSO_INLINE void gather_gradient(const Strided& f, const Shape& s, int64_t first, int64_t P, int64_t K, float* dz,
@@ -97,7 +106,9 @@ FTSO_INLINE void gather_gradient(const Strided& f, const Shape& s, int64_t first
   behind_norm(f.p, first / 4, P / 4, dz);
   strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
     const float* d = dz + (pixel - first / 4) * N;
-    product<Out::kAdd>({d, N}, Q, f.p.wt, K, f.width, K, da + even, 2 * K);
+    const int64_t next = (pixel + P / 4) * N;
+    product<Out::kAdd>({d, N}, Q, f.p.wt, K, f.width, K, da + even, 2 * K, {},
+                       {{{f.p.g + next, N, N}, {f.p.z + next, N, N}}});
     product<Out::kAdd>({d + f.offset, N}, Q, f.wt2, K, f.width, K, da + odd, 2 * K);
   });
 }
@@ -131,10 +142,11 @@ FTSO_INLINE void clear_weight_gradients(const CellStep& c, int64_t chunk) {
 
 // Everything that reads a cell's output: products, or the mean over image b.
 FTSO_INLINE void read_by(const CellStep& c, int64_t pixels, int64_t chunk, int64_t b, int64_t first, int64_t P,
-                         const float* a) {
-  if (c.product.N) consume(c.product, pixels, chunk, first, P, a, c.K);
+                         const float* a, const Ahead& ahead) {
+  if (c.product.N) consume(c.product, pixels, chunk, first, P, a, c.K, ahead);
   if (c.strided.p.N) consume(c.strided, c.shape, chunk, first, P, a, c.K);
   if (!c.pooled) return;
+  Ahead::ask(ahead, 0, P);
   const int64_t HW = c.shape.H * c.shape.W;
   float* mean = c.pooled + b * c.K;
   for (int64_t k = 0; k < c.K; k += kLanes) {

@@ -23,6 +23,20 @@ struct Rows {
   Rows from(int64_t row) const { return {at + row * ld, ld, pieces, apart}; }
 };
 
+// Memory that is wanted after a product: it is asked for row by row on the way, as a burst of requests would wait.
+struct Ahead {
+  struct Stream {
+    const float* at;
+    int64_t ld, n;  // floats from row to row, and wanted of each
+  };
+  Stream streams[3] = {};
+  static inline __attribute__((always_inline)) void ask(const Ahead& ahead, int64_t first, int64_t rows) {
+    for (const Stream& s : ahead.streams)
+      for (int64_t i = first; s.n && i < first + rows; ++i)
+        for (int64_t c = 0; c < s.n; c += kLanes) prefetch(s.at + i * s.ld + c);
+  }
+};
+
 template <int MR, int NV, Out OUT>
 FTSO_INLINE void product_block(Rows a, const float* w, int64_t ldw, int64_t K, float* out, int64_t ldo, Finish finish) {
   Vec acc[MR][NV];
@@ -63,10 +77,14 @@ FTSO_INLINE void product_block(Rows a, const float* w, int64_t ldw, int64_t K, f
 }
 
 template <int NV, Out OUT>
-void product_panel(Rows a, int64_t P, const float* w, int64_t ldw, int64_t K, float* out, int64_t ldo, Finish finish) {
+void product_panel(Rows a, int64_t P, const float* w, int64_t ldw, int64_t K, float* out, int64_t ldo, Finish finish,
+                   const Ahead& ahead) {
   constexpr int MR = rows_of(NV);
   int64_t p = 0;
-  for (; p + MR <= P; p += MR) product_block<MR, NV, OUT>(a.from(p), w, ldw, K, out + p * ldo, ldo, finish);
+  for (; p + MR <= P; p += MR) {
+    Ahead::ask(ahead, p, MR);
+    product_block<MR, NV, OUT>(a.from(p), w, ldw, K, out + p * ldo, ldo, finish);
+  }
   for (; p + 2 <= P; p += 2) product_block<2, NV, OUT>(a.from(p), w, ldw, K, out + p * ldo, ldo, finish);
   for (; p < P; ++p) product_block<1, NV, OUT>(a.from(p), w, ldw, K, out + p * ldo, ldo, finish);
 }
@@ -102,9 +120,9 @@ FTSO_INLINE void panels(int64_t N, Body body) {
 // out[P][N] (=, += for kAdd) a[P][pieces * K] w[pieces * K][N]
 template <Out OUT>
 FTSO_INLINE void product(Rows a, int64_t P, const float* w, int64_t ldw, int64_t K, int64_t N, float* out, int64_t ldo,
-                         Finish finish = {}) {
+                         Finish finish = {}, const Ahead& ahead = {}) {
   panels(N, [=](auto width, int64_t c) {
-    product_panel<decltype(width)::value, OUT>(a, P, w + c, ldw, K, out + c, ldo, finish.from(c));
+    product_panel<decltype(width)::value, OUT>(a, P, w + c, ldw, K, out + c, ldo, finish.from(c), c ? Ahead{} : ahead);
   });
 }
 

@@ -16,7 +16,6 @@ void mix_tile(const CellStep& c, int64_t first, int64_t P, bool relu, float* a) 
   const Vec floor = set1(relu ? 0.f : -__FLT_MAX__);
   for (int64_t p = 0; p < P; ++p) {
     State<V> x[6];
-    FTSO_EACH(v) prefetch(z0 + (p + kAhead) * c.x0.ld + v * kLanes), prefetch(z1 + (p + kAhead) * c.x1.ld + v * kLanes);
     load_state(c.x0, z0 + p * c.x0.ld, n, x[0]);
     load_state(c.x1, z1 + p * c.x1.ld, n, x[1]);
     mix(b, permutation, n, x);
@@ -36,7 +35,7 @@ FTSO_INLINE void put_gradient(const Source& x, int64_t pixel, bool past_caches, 
                               const State<V>& value, InputSums sums) {
   float* g = x.g + pixel * x.ld;
   FTSO_EACH(v) {
-    past_caches ? stream(g + v * kLanes, d.at[v]) : store(g + v * kLanes, d.at[v]);
+    put(g + v * kLanes, past_caches, d.at[v]);
     add_to(sums.s + v * kLanes, d.at[v]);
     store(sums.q + v * kLanes, fma(d.at[v], value.at[v], load(sums.q + v * kLanes)));
   }
@@ -103,7 +102,8 @@ const char* cell_fwd(const CellStep& c, int64_t chunk, float* scratch) {
   const int64_t pixels = c.shape.B * c.shape.H * c.shape.W;
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     with_vectors(c.shuffle.vectors, [&](auto V) { mix_tile<decltype(V)::value>(c, first, P, !c.pooled, a); });
-    read_by(c, pixels, chunk, b, first, P, a);
+    const auto next = [=](const Source& x) { return Ahead::Stream{x.z + (first + P) * x.ld, x.ld, c.K / 4}; };
+    read_by(c, pixels, chunk, b, first, P, a, {{next(c.x0), next(c.x1)}});
   });
   return compiled_isa;
 }

@@ -58,7 +58,6 @@ struct Nodes {
     const float *pooled = r.pooled[input] + pixel * r.C, *f = r.f + pixel * 2 * r.F;
     FTSO_EACH(v) {
       const Vec bypass = load(pooled + v * kLanes);
-      prefetch(pooled + kAhead * r.C + v * kLanes);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) paths[j][input].at[v] = bypass;
       if (v * kLanes < r.q) {  // the other lanes of f are other columns
@@ -70,7 +69,6 @@ struct Nodes {
         }
       }
     }
-    for (int64_t c = 0; c < r.F; c += kLanes) prefetch(f + kAhead * 2 * r.F + input * r.F + c);
   }
 
   void mix(int64_t pixel, State<V> (*paths)[2], State<V>* x) const {
@@ -131,11 +129,14 @@ void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, con
   const Nodes<V> nodes(r);
   const int n = nodes.n;
   const EdgeWeights& b = nodes.b;
+  const bool past_caches = streams(r.cell.shape.B * r.cell.shape.H * r.cell.shape.W, r.C);
   Vec acc[14];
   for (Vec& s : acc) s = zero();
   for (int64_t p = 0; p < P; ++p) {
     const int64_t pixel = first + p;
     State<V> paths[4][2], x[4], d[4], u[4], to_input[2];
+    for (const float* pooled : r.pooled) FTSO_EACH(v) prefetch(pooled + (pixel + kAhead) * r.C + v * kLanes);
+    for (int64_t c = 0; c < 2 * r.F; c += kLanes) prefetch(r.f + (pixel + kAhead) * 2 * r.F + c);
     nodes.mix(pixel, paths, x);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) FTSO_EACH(v) {
@@ -163,7 +164,7 @@ void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, con
       }
     }
     for (int input = 0; input < 2; ++input)
-      FTSO_EACH(v) store(r.d_pooled[input] + pixel * r.C + v * kLanes, to_input[input].at[v]);
+      FTSO_EACH(v) put(r.d_pooled[input] + pixel * r.C + v * kLanes, past_caches, to_input[input].at[v]);
     for (int j = 0; j < 4; ++j)  // in order: what a vector writes too far is overwritten
       for (int v = 0; v * kLanes < r.q; ++v) {
         const Vec grad = u[j].at[v];
@@ -196,8 +197,7 @@ FTSO_INLINE void spread_gradient(const ReducePaths& r, const Source& x, const Wi
       const Vec value = fma(z[i], load(x.scale + c), load(x.shift + c));
       if ((i == 0 || i == 3) && c < r.q)
         g = add(where_positive(processed, where_positive(value, load(d_processed + (i ? r.q : 0) + c))), g);
-      float* at = x.g + w.at[i] * x.ld + c;
-      past_caches ? stream(at, g) : store(at, g);
+      put(x.g + w.at[i] * x.ld + c, past_caches, g);
       total = add(total, g), squares = fma(g, value, squares);
     }
     add_to(s + c, total), add_to(q + c, squares);
@@ -213,7 +213,8 @@ FTSO_INLINE void every_output_row(const Shape& s, int64_t chunk, Visit visit) {
 }  // namespace
 
 const char* reduce_paths_fwd(const ReducePaths& r, int64_t chunk, float* scratch) {
-  const int64_t Q = r.shape.W / 2;
+  const int64_t Q = r.shape.W / 2, out_pixels = r.shape.B * r.shape.H * Q / 2;
+  const bool past_caches = streams(out_pixels, r.C);
   float* a = scratch;
   double* sums = r.sums + chunk * 4 * r.F;
   every_output_row(r.shape, chunk, [&](int64_t row) {
@@ -228,11 +229,12 @@ const char* reduce_paths_fwd(const ReducePaths& r, int64_t chunk, float* scratch
           for (int k = 0; k < 4; ++k) prefetch(z + (w.at[k] + 2 * r.shape.W) * x.ld);
           const Vec highest = max(max(load(z + w.at[0] * x.ld), load(z + w.at[1] * x.ld)),
                                   max(load(z + w.at[2] * x.ld), load(z + w.at[3] * x.ld)));
-          store(pooled + c, mul(fma(highest, load(x.scale + c), load(x.shift + c)), load(r.bypass + c)));
+          put(pooled + c, past_caches, mul(fma(highest, load(x.scale + c), load(x.shift + c)), load(r.bypass + c)));
         }
       }
-      product<Out::kStats>({a, 2 * r.q}, Q, r.w[input], r.F, 2 * r.q, r.F, r.f + row * Q * 2 * r.F + input * r.F,
-                           2 * r.F, {sums + input * r.F, sums + 2 * r.F + input * r.F});
+      product_with_statistics(streams(out_pixels, 2 * r.F), {a, 2 * r.q}, Q, r.w[input], r.F, 2 * r.q, r.F,
+                              r.f + row * Q * 2 * r.F + input * r.F, 2 * r.F,
+                              {sums + input * r.F, sums + 2 * r.F + input * r.F});
     }
   });
   return compiled_isa;
@@ -244,7 +246,8 @@ const char* reduce_fwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   float* a = scratch;
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     with_vectors(c.shuffle.vectors, [&](auto V) { reduce_tile<decltype(V)::value>(r, first, P, !c.pooled, a); });
-    read_by(c, pixels, chunk, b, first, P, a);
+    const auto next = [=](const float* x, int64_t ld) { return Ahead::Stream{x + (first + P) * ld, ld, ld}; };
+    read_by(c, pixels, chunk, b, first, P, a, {{next(r.pooled[0], r.C), next(r.pooled[1], r.C), next(r.f, 2 * r.F)}});
   });
   return compiled_isa;
 }

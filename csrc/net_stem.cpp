@@ -77,26 +77,30 @@ const char* stem_fwd(const StemStep& s, int64_t chunk, float* scratch) {
 
 const char* stem_bwd(const StemStep& s, int64_t chunk, float* scratch) {
   const int64_t W = s.shape.W, T = tile_rows(s.shape) * W, K = 3 * s.channels;
-  float *sums = scratch, *a = sums + 2 * s.S, *da = a + T * s.S, *dz = da + T * s.S;
+  double* sums = s.sums + chunk * 2 * s.S;
+  float *a = scratch, *da = a + T * s.S, *dz = da + T * s.S;
   Padded image(s, dz + T * s.product.N);
   float* dw = cleared(s.dw + chunk * s.K * s.S, s.K * s.S);
   cleared(s.product.dw + chunk * s.S * s.product.N, s.S * s.product.N);
-  for (int64_t i = 0; i < 2 * s.S; ++i) sums[i] = 0;
   int64_t loaded = -1;
   every_tile(s.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     if (b != loaded) image.read(loaded = b);
     const int64_t r = first / W - b * s.shape.H;
     gather_gradient(s.product, first, P, s.S, dz, da);
     for (int64_t i = 0; i < P / W; ++i) image.convolve<Out::kStore>(r + i, a + i * W * s.S);
-    for (int64_t p = 0; p < P; ++p)
-      for (int64_t c = 0; c < s.S; c += kLanes) {
-        float *at = a + p * s.S + c, *grad = da + p * s.S + c;
-        const Vec raw = load(at), x = fma(raw, load(s.scale + c), load(s.shift + c));
-        const Vec d = where_positive(x, load(grad));
-        store(at, max(x, zero())), store(grad, d);
-        add_to(sums + c, d), store(sums + s.S + c, fma(d, raw, load(sums + s.S + c)));
-      }
-    flush(s.sums + chunk * 2 * s.S, s.S, s.S, sums, sums + s.S);
+    for (int64_t c = 0; c < s.S; c += kLanes) {
+      const Vec scale = load(s.scale + c), shift = load(s.shift + c);
+      every_run(P, [&](int64_t first_of_run, int64_t n) {
+        Vec total = zero(), with_raw = zero();
+        for (int64_t p = first_of_run; p < first_of_run + n; ++p) {
+          float *at = a + p * s.S + c, *grad = da + p * s.S + c;
+          const Vec raw = load(at), x = fma(raw, scale, shift), d = where_positive(x, load(grad));
+          store(at, max(x, zero())), store(grad, d);
+          total = add(total, d), with_raw = fma(d, raw, with_raw);
+        }
+        add_to(sums + c, total), add_to(sums + s.S + c, with_raw);
+      });
+    }
     weight_gradient(s.product, chunk, P, a, s.S, dz);
     for (int64_t i = 0; i < P / W; ++i)
       for (int64_t y = 0; y < 3; ++y)
