@@ -90,9 +90,10 @@ PYBIND11_MODULE(_C, m) {
           });
         });
   py::class_<ftso::SkipNet>(m, "SkipNet")
-      .def(py::init(
-          [](int64_t B, int64_t H, int64_t W, int64_t in_channels, int64_t channels, int64_t cells, int64_t k,
-             int64_t classes) { return new ftso::SkipNet({B, H, W, in_channels, channels, cells, k, classes}); }))
+      .def(py::init([](int64_t B, int64_t H, int64_t W, int64_t in_channels, int64_t channels, int64_t cells, int64_t k,
+                       int64_t classes, int64_t precision) {
+        return new ftso::SkipNet({B, H, W, in_channels, channels, cells, k, classes, precision});
+      }))
       .def("arena_floats", &ftso::SkipNet::arena_floats)
       .def("saved_floats", &ftso::SkipNet::saved_floats)
       .def("launches",

@@ -35,6 +35,7 @@ struct Source {
 
 // Activations [pixels][K] times weights, raw: z [pixels][N]. Forward adds sums and squares (2*N doubles a chunk).
 // Backward, dz = al * g + be * z + ga is the gradient behind the batch norm; dw: K*N floats a chunk, or null.
+// pairs_*: that direction multiplies bfloat16 pairs (simd.h), and its weights hold pairs of their rows.
 struct Product {
   int64_t N;
   const float *w, *wt;  // [K][N] and [N][K]
@@ -42,6 +43,7 @@ struct Product {
   double* sums;
   const float *g, *al, *be, *ga;
   float* dw;
+  bool pairs_forward, pairs_backward;
 };
 
 // FactorizedReduce on the same activations: pixels (even, even) times w fill columns [0, width), pixels (odd, odd)

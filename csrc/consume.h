@@ -36,10 +36,16 @@ FTSO_INLINE void product_with_statistics(bool past_caches, Rows a, int64_t P, co
     product<Out::kStats>(a, P, w, ldw, K, N, z, ldz, finish, ahead);
 }
 
-FTSO_INLINE void consume(const Product& p, int64_t pixels, int64_t chunk, int64_t first, int64_t P, const float* a,
-                         int64_t K, const Ahead& ahead = {}) {
+// `a` [P][ld] as the left operand of a product: as it is, or rounded to pairs in `room`.
+FTSO_INLINE Rows left_operand(bool pairs, const float* a, int64_t P, int64_t ld, float* room) {
+  for (int64_t i = 0; pairs && i < P * ld; i += kLanes) store_pairs(room + i / 2, load(a + i));
+  return {pairs ? room : a, ld, 1, 0, pairs};
+}
+
+FTSO_INLINE void consume(const Product& p, int64_t pixels, int64_t chunk, int64_t first, int64_t P, Rows a, int64_t K,
+                         const Ahead& ahead = {}) {
   double* sums = p.sums + chunk * 2 * p.N;
-  product_with_statistics(streams(pixels, p.N), {a, K}, P, p.w, p.N, K, p.N, p.z + first * p.N, p.N, {sums, sums + p.N},
+  product_with_statistics(streams(pixels, p.N), a, P, p.w, p.N, K, p.N, p.z + first * p.N, p.N, {sums, sums + p.N},
                           ahead);
 }
 
@@ -52,20 +58,19 @@ FTSO_INLINE void strided_rows(const Shape& s, int64_t first, int64_t P, int64_t 
   }
 }
 
-FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_t first, int64_t P, const float* a,
-                         int64_t K) {
+FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_t first, int64_t P, Rows a, int64_t K) {
   const int64_t N = f.p.N, Q = s.W / 2, ldw = f.width;
   double *sum = f.p.sums + chunk * 2 * N, *square = sum + N;
   const bool past_caches = streams(s.B * s.H * s.W / 4, N);
   strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
     float* z = f.p.z + pixel * N;
     if (f.offset) {
-      product_with_statistics(past_caches, {a + even, 2 * K}, Q, f.p.w, ldw, K, f.width, z, N, {sum, square});
-      product_with_statistics(past_caches, {a + odd, 2 * K}, Q, f.w2, ldw, K, f.width, z + f.offset, N,
+      product_with_statistics(past_caches, a.with(even, 2 * K), Q, f.p.w, ldw, K, f.width, z, N, {sum, square});
+      product_with_statistics(past_caches, a.with(odd, 2 * K), Q, f.w2, ldw, K, f.width, z + f.offset, N,
                               {sum + f.offset, square + f.offset});
     } else {
-      product<Out::kStore>({a + even, 2 * K}, Q, f.p.w, ldw, K, f.width, z, N);
-      product<Out::kAdd>({a + odd, 2 * K}, Q, f.w2, ldw, K, f.width, z, N);
+      product<Out::kStore>(a.with(even, 2 * K), Q, f.p.w, ldw, K, f.width, z, N);
+      product<Out::kAdd>(a.with(odd, 2 * K), Q, f.w2, ldw, K, f.width, z, N);
       for (int64_t i = 0; i < Q; ++i)
         for (int64_t c = 0; c < N; c += kLanes) {
           const Vec v = load(z + i * N + c);
@@ -93,23 +98,27 @@ FTSO_INLINE void behind_norm(const Product& p, int64_t first, int64_t P, float* 
   });
 }
 
-// da[P][K] from the gradients of everything that read the tile; dz keeps them for the weight gradients.
-FTSO_INLINE void gather_gradient(const Product& p, int64_t first, int64_t P, int64_t K, float* dz, float* da) {
+// da[P][K] from the gradients of everything that read the tile; dz keeps them for the weight gradients. room: for dz as
+// pairs.
+FTSO_INLINE void gather_gradient(const Product& p, int64_t first, int64_t P, int64_t K, float* dz, float* room,
+                                 float* da) {
   behind_norm(p, first, P, dz);
+  const Rows d = left_operand(p.pairs_backward, dz, P, p.N, room);
   const int64_t next = (first + P) * p.N;
-  product<Out::kStore>({dz, p.N}, P, p.wt, K, p.N, K, da, K, {}, {{{p.g + next, p.N, p.N}, {p.z + next, p.N, p.N}}});
+  product<Out::kStore>(d, P, p.wt, K, p.N, K, da, K, {}, {{{p.g + next, p.N, p.N}, {p.z + next, p.N, p.N}}});
 }
 
 FTSO_INLINE void gather_gradient(const Strided& f, const Shape& s, int64_t first, int64_t P, int64_t K, float* dz,
-                                 float* da) {
+                                 float* room, float* da) {
   const int64_t N = f.p.N, Q = s.W / 2;
   behind_norm(f.p, first / 4, P / 4, dz);
+  const Rows d = left_operand(f.p.pairs_backward, dz, P / 4, N, room);
   strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
-    const float* d = dz + (pixel - first / 4) * N;
+    const int64_t at = (pixel - first / 4) * N;
     const int64_t next = (pixel + P / 4) * N;
-    product<Out::kAdd>({d, N}, Q, f.p.wt, K, f.width, K, da + even, 2 * K, {},
+    product<Out::kAdd>(d.with(at, N), Q, f.p.wt, K, f.width, K, da + even, 2 * K, {},
                        {{{f.p.g + next, N, N}, {f.p.z + next, N, N}}});
-    product<Out::kAdd>({d + f.offset, N}, Q, f.wt2, K, f.width, K, da + odd, 2 * K);
+    product<Out::kAdd>(d.with(at + f.offset, N), Q, f.wt2, K, f.width, K, da + odd, 2 * K);
   });
 }
 
@@ -140,11 +149,12 @@ FTSO_INLINE void clear_weight_gradients(const CellStep& c, int64_t chunk) {
     cleared(c.strided.p.dw + chunk * strided, strided), cleared(c.strided.dw2 + chunk * strided, strided);
 }
 
-// Everything that reads a cell's output: products, or the mean over image b.
+// Everything that reads a cell's output: products, or the mean over image b. room: for the tile as pairs.
 FTSO_INLINE void read_by(const CellStep& c, int64_t pixels, int64_t chunk, int64_t b, int64_t first, int64_t P,
-                         const float* a, const Ahead& ahead) {
-  if (c.product.N) consume(c.product, pixels, chunk, first, P, a, c.K, ahead);
-  if (c.strided.p.N) consume(c.strided, c.shape, chunk, first, P, a, c.K);
+                         const float* a, float* room, const Ahead& ahead) {
+  const Rows tile = left_operand(c.product.pairs_forward, a, P, c.K, room);
+  if (c.product.N) consume(c.product, pixels, chunk, first, P, tile, c.K, ahead);
+  if (c.strided.p.N) consume(c.strided, c.shape, chunk, first, P, tile, c.K);
   if (!c.pooled) return;
   Ahead::ask(ahead, 0, P);
   const int64_t HW = c.shape.H * c.shape.W;
@@ -158,11 +168,11 @@ FTSO_INLINE void read_by(const CellStep& c, int64_t pixels, int64_t chunk, int64
 
 // The gradient of a tile of output: rows, or one row in `da` where only the mean reads it.
 FTSO_INLINE void gradient_of_readers(const CellStep& c, int64_t b, int64_t first, int64_t P, float* dz, float* dzs,
-                                     float* da) {
+                                     float* room, float* da) {
   const Vec share = set1(1.f / (c.shape.H * c.shape.W));
   for (int64_t k = 0; c.d_pooled && k < c.K; k += kLanes) store(da + k, mul(load(c.d_pooled + b * c.K + k), share));
-  if (c.product.N) gather_gradient(c.product, first, P, c.K, dz, da);
-  if (c.strided.p.N) gather_gradient(c.strided, c.shape, first, P, c.K, dzs, da);
+  if (c.product.N) gather_gradient(c.product, first, P, c.K, dz, room, da);
+  if (c.strided.p.N) gather_gradient(c.strided, c.shape, first, P, c.K, dzs, room, da);
 }
 
 FTSO_INLINE void weight_gradients(const CellStep& c, int64_t chunk, int64_t first, int64_t P, const float* a,

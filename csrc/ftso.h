@@ -55,6 +55,7 @@ FTSO_DECLARE(scalar)
 #if defined(__x86_64__)
 FTSO_DECLARE(avx2)
 FTSO_DECLARE(avx512)
+FTSO_DECLARE(avx512bf16)
 #endif
 #undef FTSO_DECLARE
 

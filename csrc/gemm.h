@@ -17,10 +17,15 @@ struct Finish {
 };
 
 // The left operand: row i begins at `at + i * ld` and consists of `pieces` pieces of K values, `apart` from each other.
+// As pairs, two values rounded to bfloat16 take the place of one; the right operand then holds pairs of its rows, and
+// products are still added up in float. Sizes count values either way.
 struct Rows {
   const float* at;
   int64_t ld, pieces = 1, apart = 0;
-  Rows from(int64_t row) const { return {at + row * ld, ld, pieces, apart}; }
+  bool pairs = false;
+  Rows with(int64_t offset, int64_t new_ld) const {
+    return {at + (pairs ? offset / 2 : offset), new_ld, pieces, apart, pairs};
+  }
 };
 
 // Memory that is wanted after a product: it is asked for row by row on the way, as a burst of requests would wait.
@@ -37,7 +42,7 @@ struct Ahead {
   }
 };
 
-template <int MR, int NV, Out OUT>
+template <int MR, int NV, Out OUT, bool PAIRS>
 FTSO_INLINE void product_block(Rows a, const float* w, int64_t ldw, int64_t K, float* out, int64_t ldo, Finish finish) {
   Vec acc[MR][NV];
 #pragma GCC unroll 16
@@ -53,7 +58,7 @@ FTSO_INLINE void product_block(Rows a, const float* w, int64_t ldw, int64_t K, f
       for (int i = 0; i < MR; ++i) {
         const Vec pixel = set1(a.at[i * a.ld + k]);
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[i][v] = fma(pixel, column[v], acc[i][v]);
+        for (int v = 0; v < NV; ++v) acc[i][v] = (PAIRS ? fma_pairs : fma)(pixel, column[v], acc[i][v]);
       }
     }
 #pragma GCC unroll 16
@@ -76,17 +81,19 @@ FTSO_INLINE void product_block(Rows a, const float* w, int64_t ldw, int64_t K, f
     }
 }
 
-template <int NV, Out OUT>
+template <int NV, Out OUT, bool PAIRS>
 void product_panel(Rows a, int64_t P, const float* w, int64_t ldw, int64_t K, float* out, int64_t ldo, Finish finish,
                    const Ahead& ahead) {
   constexpr int MR = rows_of(NV);
+  if (PAIRS) K /= 2, a.ld /= 2, a.apart /= 2;
+  const auto from = [=](int64_t row) { return Rows{a.at + row * a.ld, a.ld, a.pieces, a.apart}; };
   int64_t p = 0;
   for (; p + MR <= P; p += MR) {
     Ahead::ask(ahead, p, MR);
-    product_block<MR, NV, OUT>(a.from(p), w, ldw, K, out + p * ldo, ldo, finish);
+    product_block<MR, NV, OUT, PAIRS>(from(p), w, ldw, K, out + p * ldo, ldo, finish);
   }
-  for (; p + 2 <= P; p += 2) product_block<2, NV, OUT>(a.from(p), w, ldw, K, out + p * ldo, ldo, finish);
-  for (; p < P; ++p) product_block<1, NV, OUT>(a.from(p), w, ldw, K, out + p * ldo, ldo, finish);
+  for (; p + 2 <= P; p += 2) product_block<2, NV, OUT, PAIRS>(from(p), w, ldw, K, out + p * ldo, ldo, finish);
+  for (; p < P; ++p) product_block<1, NV, OUT, PAIRS>(from(p), w, ldw, K, out + p * ldo, ldo, finish);
 }
 
 // Calls body(Width<NV>{}, first column) for panels of NV vectors that cover N columns.
@@ -122,7 +129,12 @@ template <Out OUT>
 FTSO_INLINE void product(Rows a, int64_t P, const float* w, int64_t ldw, int64_t K, int64_t N, float* out, int64_t ldo,
                          Finish finish = {}, const Ahead& ahead = {}) {
   panels(N, [=](auto width, int64_t c) {
-    product_panel<decltype(width)::value, OUT>(a, P, w + c, ldw, K, out + c, ldo, finish.from(c), c ? Ahead{} : ahead);
+    constexpr int NV = decltype(width)::value;
+    const Ahead wanted = c ? Ahead{} : ahead;
+    if (a.pairs)
+      product_panel<NV, OUT, true>(a, P, w + c, ldw, K, out + c, ldo, finish.from(c), wanted);
+    else
+      product_panel<NV, OUT, false>(a, P, w + c, ldw, K, out + c, ldo, finish.from(c), wanted);
   });
 }
 

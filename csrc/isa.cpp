@@ -19,7 +19,9 @@ const std::vector<Entry>& table() {  // fastest first
   static const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   static const bool wide = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  static const std::vector<Entry> entries = {{&avx512::kernels, wide}, {&avx2::kernels, fma}, {&scalar::kernels, true}};
+  static const bool bf16 = wide && __builtin_cpu_supports("avx512bf16");
+  static const std::vector<Entry> entries = {
+      {&avx512bf16::kernels, bf16}, {&avx512::kernels, wide}, {&avx2::kernels, fma}, {&scalar::kernels, true}};
 #else
   static const std::vector<Entry> entries = {{&scalar::kernels, true}};
 #endif

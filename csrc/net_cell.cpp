@@ -103,20 +103,21 @@ const char* cell_fwd(const CellStep& c, int64_t chunk, float* scratch) {
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     with_vectors(c.shuffle.vectors, [&](auto V) { mix_tile<decltype(V)::value>(c, first, P, !c.pooled, a); });
     const auto next = [=](const Source& x) { return Ahead::Stream{x.z + (first + P) * x.ld, x.ld, c.K / 4}; };
-    read_by(c, pixels, chunk, b, first, P, a, {{next(c.x0), next(c.x1)}});
+    read_by(c, pixels, chunk, b, first, P, a, a + P * c.K, {{next(c.x0), next(c.x1)}});
   });
   return compiled_isa;
 }
 
 const char* cell_bwd(const CellStep& c, int64_t chunk, float* scratch) {
   const int64_t C = c.K / 4, T = tile_rows(c.shape) * c.shape.W, ldd = c.d_pooled ? 0 : c.K;
-  float *sums = scratch, *da = sums + 4 * C, *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N;
+  float *sums = scratch, *da = sums + 4 * C, *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N,
+        *room = dzs + T * c.strided.p.N;
   for (int64_t i = 0; i < 4 * C; ++i) sums[i] = 0;
   double* dots = c.dots ? c.dots + chunk * kDots : nullptr;
   const bool weights = c.product.dw;
   if (weights) clear_weight_gradients(c, chunk);
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
-    gradient_of_readers(c, b, first, P, dz, dzs, da);
+    gradient_of_readers(c, b, first, P, dz, dzs, room, da);
     every_run(P, [&](int64_t p, int64_t n) {
       with_vectors(c.shuffle.vectors, [&](auto V) {
         unmix<decltype(V)::value>(c, first + p, n, !c.d_pooled, da + p * ldd, ldd, weights ? a + p * c.K : nullptr,

@@ -247,7 +247,8 @@ const char* reduce_fwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     with_vectors(c.shuffle.vectors, [&](auto V) { reduce_tile<decltype(V)::value>(r, first, P, !c.pooled, a); });
     const auto next = [=](const float* x, int64_t ld) { return Ahead::Stream{x + (first + P) * ld, ld, ld}; };
-    read_by(c, pixels, chunk, b, first, P, a, {{next(r.pooled[0], r.C), next(r.pooled[1], r.C), next(r.f, 2 * r.F)}});
+    read_by(c, pixels, chunk, b, first, P, a, a + P * c.K,
+            {{next(r.pooled[0], r.C), next(r.pooled[1], r.C), next(r.f, 2 * r.F)}});
   });
   return compiled_isa;
 }
@@ -256,12 +257,13 @@ const char* reduce_bwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   const CellStep& c = r.cell;
   const int64_t T = tile_rows(c.shape) * c.shape.W, ldd = c.d_pooled ? 0 : c.K;
   const NodeSums sums(scratch, r);
-  float *da = scratch + NodeSums::room(r), *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N;
+  float *da = scratch + NodeSums::room(r), *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N,
+        *room = dzs + T * c.strided.p.N;
   double* dots = c.dots ? c.dots + chunk * kDots : nullptr;
   const bool weights = c.product.dw;
   if (weights) clear_weight_gradients(c, chunk);
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
-    gradient_of_readers(c, b, first, P, dz, dzs, da);
+    gradient_of_readers(c, b, first, P, dz, dzs, room, da);
     every_run(P, [&](int64_t p, int64_t n) {
       with_vectors(c.shuffle.vectors, [&](auto V) {
         constexpr int vectors = decltype(V)::value;

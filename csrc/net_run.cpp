@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 
 #include "net_work.h"
 #include "threads.h"
@@ -56,18 +57,35 @@ static void every_weight(int64_t groups, int64_t width, int64_t rows, Move move)
       for (int64_t c = 0; c < width; ++c) move(g * padded(width) + c, o, (o * groups + g) * width + c);
 }
 
+// Puts a weight into a product's right operand [rows][ld]: as a float, or rounded into the pair of its row.
+static void place(float* w, int64_t ld, int64_t row, int64_t column, float value, bool pairs) {
+  if (!pairs) {
+    w[row * ld + column] = value;
+    return;
+  }
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint16_t rounded = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  std::memcpy(reinterpret_cast<char*>(w + row / 2 * ld + column) + row % 2 * 2, &rounded, sizeof rounded);
+}
+
 void SkipNet::pack(Tensor& t, const float* const* weights) {
+  const bool forward = spec_.precision == kBf16, backward = spec_.precision != kFloat32;
+  const auto put = [&](Aligned<float>& w, Aligned<float>& wt, int64_t k, int64_t column, float value) {
+    place(w.data(), t.strided ? t.split : t.N, k, column, value, forward);
+    place(wt.data(), t.K, column, k, value, backward);
+  };
   if (!t.strided) {
     for (const Part& p : t.parts)
       every_weight(t.groups, t.width, p.rows, [&](int64_t k, int64_t o, int64_t from) {
-        t.w[k * t.N + p.column + o] = t.wt[(p.column + o) * t.K + k] = weights[p.weight][from];
+        put(t.w, t.wt, k, p.column + o, weights[p.weight][from]);
       });
     return;
   }
   const int64_t second = t.offset ? 0 : t.half;  // where the second half's columns start in w2
   every_weight(t.groups, t.width, t.half, [&](int64_t k, int64_t o, int64_t from) {
-    t.w[k * t.split + o] = t.wt[o * t.K + k] = weights[t.parts[0].weight][from];
-    t.w2[k * t.split + second + o] = t.wt2[(second + o) * t.K + k] = weights[t.parts[0].weight + 1][from];
+    put(t.w, t.wt, k, o, weights[t.parts[0].weight][from]);
+    put(t.w2, t.wt2, k, second + o, weights[t.parts[0].weight + 1][from]);
   });
 }
 
@@ -182,8 +200,18 @@ void SkipNet::unpack_stem(const float* const* weights, float* const* d_weights) 
 Product SkipNet::product(const Run& run, int tensor, bool with_weights) {
   if (tensor < 0) return {};
   Tensor& t = tensors_[tensor];
-  return {t.N,         t.w.data(),  t.wt.data(), run.at(t.z), t.sums.data(),
-          run.at(t.g), t.al.data(), t.be.data(), t.ga.data(), with_weights ? t.dw.data() : nullptr};
+  return {t.N,
+          t.w.data(),
+          t.wt.data(),
+          run.at(t.z),
+          t.sums.data(),
+          run.at(t.g),
+          t.al.data(),
+          t.be.data(),
+          t.ga.data(),
+          with_weights ? t.dw.data() : nullptr,
+          spec_.precision == kBf16,
+          spec_.precision != kFloat32};
 }
 
 Source SkipNet::source(const Run& run, Cell& c, int input, bool with_gradient) {
@@ -271,7 +299,7 @@ void SkipNet::launch(const char* name, const char* (*kernel)(const Step&, int64_
 
 int64_t SkipNet::cell_scratch(const CellStep& c) const {
   const int64_t T = tile(c.shape), N = c.product.N + c.strided.p.N;
-  return 2 * N + 4 * c.K + T * (2 * c.K + N) + 8 * kLanes;
+  return 4 * c.K + T * (2 * c.K + 2 * N) + 8 * kLanes;
 }
 
 void SkipNet::finish_stem(const float* const* weights) {
@@ -360,7 +388,7 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
          spec_.W * patch + patch * patch + padded_image + 2 * kLanes, threads);
   finish_stem(weights);
   launch("stem_fwd", isa.stem_fwd, stem, work_of_stem(stem, S * (K + N), N),
-         2 * stem.product.N + tile(stem.shape) * stem.S + padded_image, threads);
+         2 * stem.product.N + tile(stem.shape) * 2 * stem.S + padded_image, threads);
   finish(0);
   for (size_t i = 0; i < cells_.size(); ++i) {
     Cell& c = cells_[i];
@@ -424,7 +452,7 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
     const double K = static_cast<double>(stem.K), S = static_cast<double>(stem.S);
     const double N = static_cast<double>(stem.product.N);
     launch("stem_bwd", isa.stem_bwd, stem, work_of_stem(stem, 2 * S * (K + N), 2 * N),
-           2 * stem.S + tile(stem.shape) * (2 * stem.S + stem.product.N) + padded_image, threads);
+           2 * stem.S + tile(stem.shape) * 2 * (stem.S + stem.product.N) + padded_image, threads);
     unpack_all(weights, d_weights, threads);
   }
   float* const d_edges[2] = {d_edges_normal, d_edges_reduce};

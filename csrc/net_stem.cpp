@@ -63,14 +63,14 @@ const char* stem_covariance(const StemStep& s, int64_t chunk, float* scratch) {
 
 const char* stem_fwd(const StemStep& s, int64_t chunk, float* scratch) {
   const int64_t W = s.shape.W, pixels = s.shape.B * s.shape.H * W, T = tile_rows(s.shape) * W;
-  float* a = scratch;
-  Padded image(s, a + T * s.S);
+  float *a = scratch, *room = a + T * s.S;
+  Padded image(s, room + T * s.S);
   int64_t loaded = -1;
   every_tile(s.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     if (b != loaded) image.read(loaded = b);
     const int64_t r = first / W - b * s.shape.H;
     for (int64_t i = 0; i < P / W; ++i) image.convolve<Out::kRelu>(r + i, a + i * W * s.S);
-    consume(s.product, pixels, chunk, first, P, a, s.S);
+    consume(s.product, pixels, chunk, first, P, left_operand(s.product.pairs_forward, a, P, s.S, room), s.S);
   });
   return compiled_isa;
 }
@@ -79,14 +79,15 @@ const char* stem_bwd(const StemStep& s, int64_t chunk, float* scratch) {
   const int64_t W = s.shape.W, T = tile_rows(s.shape) * W, K = 3 * s.channels;
   double* sums = s.sums + chunk * 2 * s.S;
   float *a = scratch, *da = a + T * s.S, *dz = da + T * s.S;
-  Padded image(s, dz + T * s.product.N);
+  float* room = dz + T * s.product.N;
+  Padded image(s, room + T * s.product.N);
   float* dw = cleared(s.dw + chunk * s.K * s.S, s.K * s.S);
   cleared(s.product.dw + chunk * s.S * s.product.N, s.S * s.product.N);
   int64_t loaded = -1;
   every_tile(s.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     if (b != loaded) image.read(loaded = b);
     const int64_t r = first / W - b * s.shape.H;
-    gather_gradient(s.product, first, P, s.S, dz, da);
+    gather_gradient(s.product, first, P, s.S, dz, room, da);
     for (int64_t i = 0; i < P / W; ++i) image.convolve<Out::kStore>(r + i, a + i * W * s.S);
     for (int64_t c = 0; c < s.S; c += kLanes) {
       const Vec scale = load(s.scale + c), shift = load(s.shift + c);

@@ -11,7 +11,11 @@
 namespace ftso::FTSO_ISA {
 
 #if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+constexpr const char* compiled_isa = "avx512bf16";
+#else
 constexpr const char* compiled_isa = "avx512";
+#endif
 constexpr int kPanel = 4;         // vectors of columns that a product holds at once
 constexpr int kStateVectors = 4;  // vectors of a state that a cell holds in registers
 constexpr int rows_of(int nv) { return nv == 1 ? 16 : nv == 2 ? 12 : nv == 3 ? 8 : 6; }
@@ -178,6 +182,30 @@ FTSO_INLINE float sum(Vec a) {
 #endif
 
 FTSO_INLINE Vec zero() { return set1(0); }
+
+// Pairs: bfloat16 values 2i and 2i + 1 in the place of float i.
+#if defined(__AVX512BF16__)
+FTSO_INLINE void store_pairs(float* p, Vec a) {  // 16 values, 8 pairs; rounded to nearest even
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a.v));
+}
+FTSO_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) { return {_mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v)}; }
+#else
+FTSO_INLINE void store_pairs(float* p, Vec a) {
+  uint32_t bits[kLanes], pairs[kLanes / 2];
+  store(reinterpret_cast<float*>(bits), a);
+  for (int i = 0; i < kLanes; ++i) bits[i] = (bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16;
+  for (int i = 0; i < kLanes / 2; ++i) pairs[i] = bits[2 * i] | bits[2 * i + 1] << 16;
+  __builtin_memcpy(p, pairs, sizeof pairs);
+}
+FTSO_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) {
+  uint32_t x[kLanes], y[kLanes], low[2][kLanes], high[2][kLanes];
+  store(reinterpret_cast<float*>(x), a), store(reinterpret_cast<float*>(y), b);
+  for (int i = 0; i < kLanes; ++i) low[0][i] = x[i] << 16, low[1][i] = y[i] << 16;
+  for (int i = 0; i < kLanes; ++i) high[0][i] = x[i] & 0xffff0000, high[1][i] = y[i] & 0xffff0000;
+  const auto as_float = [](const uint32_t* bits) { return load(reinterpret_cast<const float*>(bits)); };
+  return fma(as_float(high[0]), as_float(high[1]), fma(as_float(low[0]), as_float(low[1]), c));
+}
+#endif
 #if !defined(__AVX512F__)
 struct LanePairs {
   Lanes first, second;

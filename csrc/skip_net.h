@@ -14,8 +14,11 @@ constexpr int64_t pixels(const Shape& s) { return s.B * s.H * s.W; }
 
 class SkipNet {
  public:
+  // What the 1x1 convolutions behind the cells multiply: floats; bfloat16 where gradients go back to activations
+  // (forward stays exact, and with it every relu's and maximum's choice); bfloat16 there and forward.
+  enum Precision { kFloat32, kBf16Backward, kBf16 };
   struct Spec {
-    int64_t B, H, W, in_channels, channels, cells, k, classes;
+    int64_t B, H, W, in_channels, channels, cells, k, classes, precision;
   };
   explicit SkipNet(const Spec& spec);
 

@@ -45,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--classes", type=int, help="number of classes (default: found in the data)")
     search.add_argument("--preset", default="cifar10", help=f"Table 4's settings: {', '.join(PRESETS)}")
     search.add_argument("--backend", help="cpu or reference; runs or fails (default: the fastest that can)")
+    search.add_argument(
+        "--precision",
+        default="float32",
+        help="float32, bf16_backward or bf16 (default: float32; others print their cost)",
+    )
     search.add_argument("--threads", type=int, help="threads to use (default: torch's choice)")
     search.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     search.add_argument("--out", metavar="DIR", help="also write result.json, genotype.json and cells.svg there")
@@ -110,6 +115,7 @@ def _search(args: argparse.Namespace) -> None:
             classes=args.classes,
             seed=args.seed,
             backend=args.backend,
+            precision=args.precision,
             config=PRESETS[args.preset],
             progress=progress,
         )

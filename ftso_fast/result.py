@@ -39,13 +39,26 @@ class Betas:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What a precision below float32 did to the first architecture step's beta gradients.
+
+    gradient_error: largest difference from float32's, as a part of the largest of those. sign_flips: betas, of all,
+    that the step would have moved the other way.
+    """
+
+    gradient_error: float
+    sign_flips: int
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The outcome of `search`. Printed, it says in a few lines what was found and how far to trust it.
 
     betas: by cell type ("normal", "reduce"). seconds: wall time by part and in total. peak_bytes: the largest
     resident memory of the process so far. isa: the instruction set of the cpu kernels, None on the reference
-    path. kernel_calls: compiled kernels that ran, with how often. losses: (architecture, weight) cross entropies
-    in nats, on the search's own training batches: no accuracy of the found network, which is not trained here.
+    path. rounding: what `precision` cost, None in float32. kernel_calls: compiled kernels that ran, with how
+    often. losses: (architecture, weight) cross entropies in nats, on the search's own training batches: no
+    accuracy of the found network, which is not trained here.
     """
 
     genotype: Genotype
@@ -56,6 +69,8 @@ class SearchResult:
     seed: int
     backend: str
     isa: str | None
+    precision: str
+    rounding: Rounding | None
     iterations: int
     weight_steps: int
     losses: tuple[tuple[float, ...], tuple[float, ...]]
@@ -91,6 +106,8 @@ class SearchResult:
             "seed": self.seed,
             "backend": self.backend,
             "isa": self.isa,
+            "precision": self.precision,
+            "rounding": None if self.rounding is None else asdict(self.rounding),
             "iterations": self.iterations,
             "weight_steps": self.weight_steps,
             "losses": {"architecture": self.losses[0], "weights": self.losses[1]},
@@ -137,6 +154,12 @@ class SearchResult:
                 trust = "" if margin is None else f" (margin {margin:.1f})"
                 nodes.append(f"{node} <- {', '.join(map(str, kept))}{trust}")
             lines.append(f"  {cell:6}  {'   '.join(nodes)}")
+        if self.rounding is not None:
+            lines.append(
+                f"Precision {self.precision}: the first beta gradient differs from float32's by "
+                f"{self.rounding.gradient_error:.2%} of its largest value, {self.rounding.sign_flips} of "
+                f"{sum(len(b.after) for b in self.betas.values())} signs flipped."
+            )
         lines += [self._trust(), repr(self.genotype)]
         return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from .data import Batch, SearchData, ended_early, prepare
 from .errors import NumericalError, UsageError
 from .genotype import Genotype
 from .optimizer import SGD, Adam, clip_norm
-from .result import CELLS, Betas, SearchResult
+from .result import CELLS, Betas, Rounding, SearchResult
 from .space import DARTS, SearchSpace
 from .supernet import SuperNet
 
@@ -36,6 +36,7 @@ def search(
     classes: int | None = None,
     seed: int = 0,
     backend: str | None = None,
+    precision: str = "float32",
     config: SearchConfig | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
@@ -47,15 +48,17 @@ def search(
     by 4. mode: 'Nit' or 'Nep', iterations or epochs; an iteration is one architecture step and one weight step.
     k: 1/k of the channels are processed (1: DARTS). classes: found in the data where not given. seed: decides
     everything random. backend: "cpu" or "reference", which then runs or raises; None: the fastest that can.
-    progress: called with (iterations done, iterations in all or None).
+    precision: one of `kernels.PRECISIONS`; other than float32 it needs the cpu backend, is for long searches (one
+    iteration follows the gradient's sign only), and the result says what it did to the first gradient. progress:
+    called with (iterations done, iterations in all or None).
 
     The architecture step comes first and takes one batch of the architecture half; then the weight step, one of
     the weight half, under the new betas. The last weight step is left out unless `config.final_weight_step`: it
     cannot change the answer. Same input, seed and backend: same bytes.
 
-    Raises UsageError (mode, operator, k, backend), DataError (see `prepare`; also data that end before the mode
-    does), NumericalError (a loss or gradient is not finite). Source: FTSO, algorithm 1 and Table 4; PC-DARTS'
-    order of steps.
+    Raises UsageError (mode, operator, k, backend, precision), DataError (see `prepare`; also data that end before
+    the mode does), NumericalError (a loss or gradient is not finite). Source: FTSO, algorithm 1 and Table 4;
+    PC-DARTS' order of steps.
     """
     config = config or CIFAR10
     length = Mode.parse(mode)
@@ -65,6 +68,8 @@ def search(
         raise UsageError(f"seed: expected a whole number, got {seed!r}")
     if length.unit == "ep" and length.count <= config.warmup_epochs:
         raise _only_warm_up(length, config)
+    if precision not in kernels.PRECISIONS:
+        raise UsageError(f"precision: expected one of {', '.join(kernels.PRECISIONS)}, got {precision!r}")
     start = time.perf_counter()
     with _backend(backend):
         before = kernels.calls()
@@ -72,6 +77,7 @@ def search(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = SuperNet(prepared.report.classes, config.channels, config.cells, k, prepared.report.shape[0], space)
+        net.precision = precision
         run = _Run(net, config)
         run.seconds["setup"] = time.perf_counter() - start
         run.all(prepared, length, progress)
@@ -90,6 +96,8 @@ def search(
         seed=seed,
         backend="cpu" if ran else "reference",
         isa=kernels.isa() if ran else None,
+        precision=precision,
+        rounding=run.rounding,
         iterations=run.adam.steps,
         weight_steps=len(run.losses[1]),
         losses=(tuple(run.losses[0]), tuple(run.losses[1])),
@@ -118,6 +126,7 @@ class _Run:
         self.sgd = SGD(self.weights, config.momentum, config.weight_decay)
         self.before = [b.detach().clone() for b in net.betas()]
         self.gradient: list[Tensor] = [torch.zeros_like(b) for b in self.before]
+        self.rounding: Rounding | None = None
         self.losses: tuple[list[float], list[float]] = ([], [])
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -172,8 +181,24 @@ class _Run:
                     f"architecture step {len(self.losses[0])}: the gradient is exactly zero, so there is nothing to "
                     "follow: the images are all alike or too large for float32; check and normalise them"
                 )
+            if not self.adam.steps and self.net.precision != "float32":
+                self.rounding = self._rounding(batch, grads)
             self.gradient = grads
             self.adam.step(grads)
+
+    def _rounding(self, batch: Batch, grads: list[Tensor]) -> Rounding:
+        """The first architecture step's gradients against those in float32."""
+        precision, self.net.precision = self.net.precision, "float32"
+        try:
+            loss = F.cross_entropy(self.net(batch.images), batch.labels)
+            exact = list(torch.autograd.grad(loss, self.net.betas()))
+        finally:
+            self.net.precision = precision
+        if self.config.arch_grad_clip is not None:
+            clip_norm(exact, self.config.arch_grad_clip)
+        found, wanted = torch.cat(grads), torch.cat(exact)
+        error = (found - wanted).abs().max() / wanted.abs().max()
+        return Rounding(float(error), int((found.sign() != wanted.sign()).sum()))
 
     def weight_step(self, batch: Batch, lr: float) -> None:
         """One SGD step on the weights, under the betas of now; no beta gradient is computed."""

@@ -78,7 +78,8 @@ class SuperNet(nn.Module):
     Stem, `layers` cells of which those at layers//3 and 2*layers//3 halve the image and double the channels,
     mean over the image, linear classifier. `betas_normal` and `betas_reduce` (float64, 1e-3 times a standard
     normal draw) are outside `parameters()`. Always normalises by the batch's own statistics. Random numbers come
-    from torch's global generator: weights first, then betas.
+    from torch's global generator: weights first, then betas. `precision`: what the cpu backend multiplies in
+    (`kernels.PRECISIONS`); anything but "float32" is refused by the reference path.
 
     Raises UsageError where k does not divide the channels or a size is not positive.
     Source: FTSO section 3.2 and Table 4; PC-DARTS, section 3.
@@ -104,6 +105,7 @@ class SuperNet(nn.Module):
         self.space = space
         self.spec = NetSpec(channels, layers, k)
         self.in_channels = in_channels
+        self.precision = "float32"
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False),
             batch_norm(3 * channels, affine=True),
@@ -147,7 +149,12 @@ class SuperNet(nn.Module):
             )
         normal, reduce = (self.edge_weights(b).to(images.dtype) for b in self.betas())
         table = {"cpu": self._fused, "reference": self._textbook}
-        return choose("super-network", table, images, cpu_cannot(images, self.spec))(images, normal, reduce)
+        cannot = cpu_cannot(images, self.spec)
+        network = choose("super-network", table, images, cannot)
+        if self.precision != "float32" and network != self._fused:
+            reason = cannot or "it was not chosen"
+            raise UsageError(f"precision: {self.precision} needs the cpu backend, which does not run here: {reason}")
+        return network(images, normal, reduce)
 
     def _textbook(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
         """The definition, cell after cell; differentiable as often as wanted."""
@@ -158,7 +165,7 @@ class SuperNet(nn.Module):
 
     def _fused(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
         """The same by the compiled chain of stages."""
-        return skip_net(images, normal, reduce, self.weights(), self.spec)
+        return skip_net(images, normal, reduce, self.weights(), self.spec, self.precision)
 
     @contextmanager
     def only_betas(self) -> Iterator[None]:

@@ -15,10 +15,11 @@ from ._backend import (
     use_isa,
 )
 from .skip_cell import channel_shuffle, skip_cell
-from .skip_net import NetSpec, cpu_cannot, release_memory, skip_net
+from .skip_net import PRECISIONS, NetSpec, cpu_cannot, release_memory, skip_net
 
 __all__ = [
     "BACKENDS",
+    "PRECISIONS",
     "BackendError",
     "Launch",
     "NetSpec",

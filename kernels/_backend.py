@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch  # before _C: the core then shares the OpenMP runtime, and so the threads, that torch brought
 
 BACKENDS = ("cpu", "reference")  # fastest first
-ISAS = ("avx512", "avx2", "scalar")  # fastest first
+ISAS = ("avx512bf16", "avx512", "avx2", "scalar")  # fastest first
 
 _C: ModuleType | None = None
 _missing: str | None = None

@@ -23,6 +23,10 @@ from torch import Tensor
 from ._backend import core, record
 
 MAX_CHANNELS = 1024
+PRECISIONS = ("float32", "bf16_backward", "bf16")
+"""What the 1x1 convolutions of the cells multiply: float32; bfloat16 on the way back to activations, so that every
+ReLU and maximum chooses as in float32; bfloat16 there and forward. Sums, statistics and weight gradients are float32
+or better in all of them."""
 
 
 class NetSpec(NamedTuple):
@@ -45,19 +49,26 @@ def cpu_cannot(images: Tensor, spec: NetSpec) -> str | None:
 
 
 def skip_net(
-    images: Tensor, edges_normal: Tensor, edges_reduce: Tensor, weights: Sequence[Tensor], spec: NetSpec
+    images: Tensor,
+    edges_normal: Tensor,
+    edges_reduce: Tensor,
+    weights: Sequence[Tensor],
+    spec: NetSpec,
+    precision: str = "float32",
 ) -> Tensor:
     """Logits (B, classes) on the cpu backend.
 
     images: (B, 1 or 3, H, W), H and W divisible by 4; edges_*: (14,) softmaxed edge weights; weights: the network's
-    parameters in the order of `SuperNet.parameters()`; all float32 on the cpu. First derivatives for edges and
-    weights; what does not require a gradient costs none. The memory is one arena, kept from call to call
-    (`release_memory` gives it back).
+    parameters in the order of `SuperNet.parameters()`; all float32 on the cpu. precision: one of `PRECISIONS`. First
+    derivatives for edges and weights; what does not require a gradient costs none. The memory is one arena, kept from
+    call to call (`release_memory` gives it back).
 
     Raises ValueError or TypeError naming the argument, what was expected and what came.
     """
     _check(images, edges_normal, edges_reduce, weights, spec)
-    return _SkipNet.apply(images, edges_normal, edges_reduce, spec, *weights)
+    if precision not in PRECISIONS:
+        raise ValueError(f"skip_net: precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return _SkipNet.apply(images, edges_normal, edges_reduce, spec, PRECISIONS.index(precision), *weights)
 
 
 def weight_shapes(in_channels: int, classes: int, spec: NetSpec) -> list[tuple[int, ...]]:
@@ -158,20 +169,26 @@ class _Lease:
 class _SkipNet(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, edges_normal: Tensor, edges_reduce: Tensor, spec: NetSpec, *weights: Tensor
+        ctx: Any,
+        images: Tensor,
+        edges_normal: Tensor,
+        edges_reduce: Tensor,
+        spec: NetSpec,
+        precision: int,
+        *weights: Tensor,
     ) -> Tensor:
         B, channels, H, W = images.shape
-        ctx.lease = _Lease((B, H, W, channels, *spec, weights[-1].shape[0]))
+        ctx.lease = _Lease((B, H, W, channels, *spec, weights[-1].shape[0], precision))
         tensors = (images, edges_normal, edges_reduce, *weights)
         ctx.save_for_backward(*tensors)
-        ctx.needs = (*ctx.needs_input_grad[1:3], any(ctx.needs_input_grad[4:]))
+        ctx.needs = (*ctx.needs_input_grad[1:3], any(ctx.needs_input_grad[5:]))
         return _run_forward(ctx.lease, ctx.needs, tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         normal, reduce, *weights = _SkipNetBackward.apply(ctx.lease, ctx.needs, grad, *ctx.saved_tensors)
-        wanted = zip(weights, ctx.needs_input_grad[4:], strict=True)
-        return None, normal, reduce, None, *(g if need else None for g, need in wanted)
+        wanted = zip(weights, ctx.needs_input_grad[5:], strict=True)
+        return None, normal, reduce, None, None, *(g if need else None for g, need in wanted)
 
 
 class _SkipNetBackward(torch.autograd.Function):

@@ -30,6 +30,8 @@ def machine_isas() -> list[str]:
         found.append("avx2")
         if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
             found.append("avx512")
+            if "avx512_bf16" in flags:
+                found.append("avx512bf16")
     return found
 
 

@@ -32,7 +32,9 @@ def weight(i, value):
     return replaced(3, weights)
 
 
+BAD_PRECISION = r"precision: expected one of float32, bf16_backward, bf16, got 'fp8'"
 BAD = {
+    "precision": (lambda: (*arguments(), "fp8"), ValueError, BAD_PRECISION),
     "images-dims": (lambda: replaced(0, torch.zeros(3, 16, 12)), ValueError, r"images: expected shape \(B, 1 or 3"),
     "images-size": (
         lambda: replaced(0, torch.zeros(3, 3, 16, 10)),
@@ -115,7 +117,7 @@ def test_second_derivative_is_refused():
 def test_the_arena_holds_either_kind_of_pass(C, k, cells):
     """With NaN behind and in it: nothing is read that was not written, nothing written behind the end."""
     images, normal, reduce, weights, spec = arguments(B=2, spec=NetSpec(C, cells, k))
-    core = kernels._backend.core().SkipNet(2, 16, 12, 3, *spec, 5)
+    core = kernels._backend.core().SkipNet(2, 16, 12, 3, *spec, 5, 0)
     floats, guard = core.arena_floats(), 64
     pointers = [w.data_ptr() for w in weights]
     for with_weights in (False, True):
