@@ -89,6 +89,11 @@ PYBIND11_MODULE(_C, m) {
                                        at<float>(grad_weights), threads);
           });
         });
+  m.def("fma_peak", [](int64_t rounds, int threads) {
+    double operations = 0;
+    counted("fma_peak", [&] { return ftso::fma_peak(rounds, &operations, threads); });
+    return operations;
+  });
   py::class_<ftso::SkipNet>(m, "SkipNet")
       .def(py::init([](int64_t B, int64_t H, int64_t W, int64_t in_channels, int64_t channels, int64_t cells, int64_t k,
                        int64_t classes, int64_t precision) {

@@ -43,6 +43,9 @@ struct Kernels {
   const char* (*reduce_paths_bwd)(const ReducePaths&, int64_t chunk, float* scratch);
   const char* (*reduce_fwd)(const ReduceStep&, int64_t chunk, float* scratch);
   const char* (*reduce_bwd)(const ReduceStep&, int64_t chunk, float* scratch);
+
+  // For benchmarks: multiply-adds on registers alone; operations: how many floating point operations they were.
+  const char* (*fma_peak)(int64_t rounds, double* operations);
 };
 
 constexpr int64_t skip_cell_scratch(int64_t longest) { return (longest + 2) * 3 * kTile; }
@@ -72,5 +75,6 @@ const char* skip_cell_fwd(int64_t B, int64_t C, int64_t HW, int64_t k, const flo
 const char* skip_cell_bwd(int64_t B, int64_t C, int64_t HW, int64_t k, const float* grad_out, const float* x0,
                           const float* x1, const float* weights, float* grad_x0, float* grad_x1, float* grad_weights,
                           int threads);
+const char* fma_peak(int64_t rounds, double* operations, int threads);  // `rounds` on each thread, all at once
 
 }  // namespace ftso

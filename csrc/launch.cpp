@@ -90,4 +90,14 @@ const char* skip_cell_bwd(int64_t B, int64_t C, int64_t HW, int64_t k, const flo
   return ran;
 }
 
+const char* fma_peak(int64_t rounds, double* operations, int threads) {
+  const Kernels& isa = kernels();
+  std::vector<double> done(threads);
+  std::vector<const char*> ran(threads);
+  over_chunks_of_work(threads, threads, [&](int64_t part) { ran[part] = isa.fma_peak(rounds, &done[part]); });
+  *operations = 0;
+  for (double n : done) *operations += n;
+  return ran[0];
+}
+
 }  // namespace ftso

@@ -25,10 +25,12 @@ FTSO_KERNEL(reduce_paths_fwd);
 FTSO_KERNEL(reduce_paths_bwd);
 FTSO_KERNEL(reduce_fwd);
 FTSO_KERNEL(reduce_bwd);
+FTSO_KERNEL(fma_peak);
 
 extern const Kernels kernels;
-const Kernels kernels = {compiled_isa, skip_cell_fwd, skip_cell_bwd,    stem_covariance,  stem_fwd,   stem_bwd,
-                         cell_fwd,     cell_bwd,      reduce_paths_fwd, reduce_paths_bwd, reduce_fwd, reduce_bwd};
+const Kernels kernels = {compiled_isa, skip_cell_fwd, skip_cell_bwd, stem_covariance,  stem_fwd,
+                         stem_bwd,     cell_fwd,      cell_bwd,      reduce_paths_fwd, reduce_paths_bwd,
+                         reduce_fwd,   reduce_bwd,    fma_peak};
 
 }  // namespace FTSO_ISA
 }  // namespace ftso

@@ -93,6 +93,13 @@ CASES = tuple(case for operation in OPERATIONS.values() for case in operation.ca
 BENCHMARKS = tuple(case for operation in OPERATIONS.values() for case in operation.benchmarks)
 
 
+def fma_peak(rounds: int, threads: int) -> float:
+    """Run `rounds` rounds of multiply-adds on registers, on each of `threads` threads at once, with the instruction
+    set in use; returns how many floating point operations those were. What a benchmark times is the machine's limit.
+    """
+    return float(_backend.core().fma_peak(rounds, threads))
+
+
 @contextmanager
 def arm(backend: str, isa: str | None) -> Iterator[None]:
     """Run operations on one backend and, for "cpu", one instruction set, and prove that exactly that one ran."""

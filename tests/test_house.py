@@ -1,6 +1,7 @@
 """The rules of the house: who may import whom, what the sources may contain, how the kernels are built."""
 
 import ast
+import json
 import os
 import platform
 import re
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tables
 from conftest import machine_isas
 from ftso_fast.kernels import _backend
 
@@ -204,6 +206,18 @@ def test_a_shared_symbol_would_be_seen(tmp_path):
     )
     call(*compiler(), "-std=c++17", "-O1", "-c", source, "-o", tmp_path / "weak.o")
     assert sorted(shared(symbols(tmp_path / "weak.o"), "avx2")) == ["ftso::wide()", "weak(int)"]
+
+
+# -- the published figures
+
+
+def test_readme_shows_the_newest_results():
+    call(sys.executable, ROOT / "benchmarks" / "readme_table.py", "--check")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.stem)
+def test_results_are_their_own_text(path):
+    assert tables.text(json.loads(path.read_text())) + "\n" == path.with_suffix(".md").read_text()
 
 
 # -- the price of an import

@@ -1,0 +1,109 @@
+"""README's figures from the newest results file: `python benchmarks/readme_table.py` rewrites the block between the
+two markers; with --check it says whether that would change anything. Needs no torch."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- figures: begin, made by benchmarks/readme_table.py -->\n", "<!-- figures: end -->\n"
+PIECES = {
+    "architecture step": "architecture step",
+    "weight step": "weight step",
+    "iteration": "iteration",
+    "iteration, batch 64": "iteration, batch 64",
+    "first iteration": "iteration, first in its process",
+    "search 1it": "`search('1it')`, first in its process",
+}
+NUMBERS = {"1": "one thread", "2": "two threads"}
+
+
+def newest() -> Path:
+    """The results file with the latest date."""
+    files = list((ROOT / "benchmarks" / "results").glob("*.json"))
+    return max(files, key=lambda path: json.loads(path.read_text())["date"])
+
+
+def _threads(n: int) -> str:
+    return NUMBERS.get(str(n), f"{n} threads")
+
+
+def _seconds(ms: float) -> str:
+    return f"{ms / 1e3:.3f} s" if ms < 1e3 else f"{ms / 1e3:.2f} s"
+
+
+def _line(label: str, default: dict[str, Any], kept: dict[str, Any]) -> str:
+    cells = [label, f"{_seconds(default['ms'])} ({default['n']})"]
+    for row in (kept, default):
+        its = row["peers"][row["opponent"]]
+        cells.append(f"**{row['ratio']:.1f}x**, {row['opponent']} {_seconds(its['ms'])} ({its['n']})")
+    cells += [f"{default['rate']:.0f}", f"{default['of FMA peak']:.0%}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def block(path: Path) -> str:
+    """The lines between the markers."""
+    found = json.loads(path.read_text())
+    machine, rows = found["machine"], found["rows"]
+    arm = f"cpu/{machine['isa']}"
+    used = sorted({row["threads"] for row in rows.values()}, reverse=True)
+    most = used[0]
+
+    def pair(piece: str, threads: int) -> list[dict[str, Any]]:
+        return [rows[f"{piece} {arm} {threads} {memory}"] for memory in ("default", "kept")]
+
+    lines = [
+        f"{found['date']}, {machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch {machine['torch']}; "
+        f"[everything that was measured](benchmarks/results/{path.stem}.md).",
+        "",
+        f"| {_threads(most)}: median (n) | ftso_fast | against the fastest peer, memory kept | the same, default | "
+        "GFLOP/s | of FMA peak |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [_line(label, *pair(piece, most)) for piece, label in PIECES.items()]
+    for threads in used[1:]:
+        chosen = ("iteration", "search 1it")
+        lines += [_line(f"{PIECES[piece]}, {_threads(threads)}", *pair(piece, threads)) for piece in chosen]
+    rates = found["rates"][f"{most} threads"]
+    first, steps = pair("first iteration", most)[0], [pair(s, most)[0] for s in ("architecture step", "weight step")]
+    over = [f"{row['over bound']:.2f} (its {row['bound GFLOP']:.1f} GFLOP)" for row in steps]
+    peers = ", ".join(f"{name} {p['peak MB']:.0f} MB" for name, p in first["peers"].items())
+    lines += [
+        "",
+        f"- The machine: multiply-adds on registers {rates['FMA peak']:.0f} GFLOP/s, torch.mm "
+        f"{rates['torch.mm']:.0f}, copying {rates['copy_']:.0f} GB/s. A step's time over its arithmetic at torch.mm's "
+        f"rate: architecture {over[0]}, weights {over[1]}.",
+        f"- Memory of a whole iteration over import and data, at its peak: {first['peak MB']:.0f} MB; {peers}.",
+    ]
+    compiled = [p["first s"] for row in rows.values() for p in row["peers"].values() if "first s" in p]
+    if compiled:
+        lines.append(f"- torch.compile is a peer in warm work; its first iteration takes {max(compiled):.0f} s.")
+    if e := found["whole"].get("search 1ep"):
+        lines.append(
+            f"- `search('1ep')` on 50,000 uint8 images: {e['s']:.1f} s, data included, {e['ratio']:.2f} times "
+            f"{e['iterations']} warm iterations of the same process (its last weight step is left out)."
+        )
+    if s := found["whole"].get("shell 1it"):
+        lines.append(
+            f"- `ftso search --mode 1it` on CIFAR-10's binary files, in the shell: {s['s']:.2f} s ({s['n']}), of which "
+            f"`import torch` {s['import torch s']:.2f} s and the search {s['search s']:.2f} s."
+        )
+    lines += [f"- A warning of that run: {warning}." for warning in found["warnings"]]
+    return "\n".join(lines) + "\n"
+
+
+def rewritten(text: str) -> str:
+    """README's text with the block of the newest results."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{block(newest())}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    text = rewritten(readme.read_text())
+    if "--check" in sys.argv[1:]:
+        sys.exit(
+            "README.md has other figures: run python benchmarks/readme_table.py" if text != readme.read_text() else 0
+        )
+    readme.write_text(text)
