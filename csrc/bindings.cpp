@@ -95,6 +95,7 @@ PYBIND11_MODULE(_C, m) {
              int64_t classes) { return new ftso::SkipNet({B, H, W, in_channels, channels, cells, k, classes}); }))
       .def("arena_floats", &ftso::SkipNet::arena_floats)
       .def("saved_floats", &ftso::SkipNet::saved_floats)
+      .def("input_sums", &ftso::SkipNet::input_sums)
       .def("launches",
            [](const ftso::SkipNet& net) {
              std::vector<std::tuple<std::string, std::string, double, double, double>> found;
