@@ -101,6 +101,7 @@ PYBIND11_MODULE(_C, m) {
       }))
       .def("arena_floats", &ftso::SkipNet::arena_floats)
       .def("saved_floats", &ftso::SkipNet::saved_floats)
+      .def("input_sums", &ftso::SkipNet::input_sums)
       .def("launches",
            [](const ftso::SkipNet& net) {
              std::vector<std::tuple<std::string, std::string, double, double, double>> found;

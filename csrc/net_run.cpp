@@ -466,4 +466,14 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
   return launches_.front().isa;
 }
 
+std::vector<double> SkipNet::input_sums(int64_t cell, int input) const {
+  const Cell& c = cells_.at(cell);
+  const Tensor& t = tensors_[c.source[input]];
+  std::vector<double> found;
+  for (int64_t half = 0; half < 2; ++half)
+    for (int64_t i = 0; i < c.C; ++i)
+      found.push_back(over_chunks(t.back_sums.data(), 2 * t.N, half * t.N + c.column[input] + i));
+  return found;
+}
+
 }  // namespace ftso

@@ -40,6 +40,10 @@ class SkipNet {
   // Of the arena, the floats that forward leaves for backward: raw outputs and pooled inputs, nothing else.
   int64_t saved_floats() const;
 
+  // Of the last backward pass: for each channel of a cell's input the sum of its gradient over all pixels, then for
+  // each the sum of gradient times value.
+  std::vector<double> input_sums(int64_t cell, int input) const;
+
   // The last pass's launches, in order; between any two, a batch norm's sums are finished. work: what its text
   // computes and moves at least, padding included.
   struct Work {

@@ -112,22 +112,84 @@ def test_second_derivative_is_refused():
         torch.autograd.grad(g.sum(), args[1], allow_unused=True)
 
 
+GUARD = 64
+
+
+def run(arguments, with_weights):
+    """One pass of the core by itself, in an arena of NaN with a guard behind it: the core, the arena as forward and as
+    backward left it, and the logits and gradients of edges and weights, which begin as NaN too."""
+    images, normal, reduce, weights, spec = arguments
+    B, channels, H, W = images.shape
+    classes, nan = weights[-1].numel(), float("nan")
+    core = kernels._backend.core().SkipNet(B, H, W, channels, *spec, classes, 0)
+    arena = torch.full((core.arena_floats() + GUARD,), nan)
+    logits, edges = torch.full((B, classes), nan), [torch.full((14,), nan) for _ in range(2)]
+    grads = [torch.full(w.shape, nan) for w in weights] if with_weights else []
+    pointers, shared = [w.data_ptr() for w in weights], (normal.data_ptr(), reduce.data_ptr())
+    core.forward(arena.data_ptr(), with_weights, images.data_ptr(), pointers, *shared, logits.data_ptr(), 2)
+    left, d_logits = arena.clone(), logits.cos()
+    out = (edges[0].data_ptr(), edges[1].data_ptr(), [g.data_ptr() for g in grads])
+    core.backward(arena.data_ptr(), images.data_ptr(), pointers, *shared, d_logits.data_ptr(), *out, 2)
+    return core, (left, arena), [logits, *edges, *grads]
+
+
 @pytest.mark.parametrize("cells", range(3, 10))
 @pytest.mark.parametrize(("C", "k"), [(8, 4), (16, 1), (48, 8)])
 def test_the_arena_holds_either_kind_of_pass(C, k, cells):
-    """With NaN behind and in it: nothing is read that was not written, nothing written behind the end."""
+    """With NaN behind and in it: nothing is read that was not written, nothing written behind the end, and the bytes
+    are those of a pass in the memory that the package takes."""
     images, normal, reduce, weights, spec = arguments(B=2, spec=NetSpec(C, cells, k))
-    core = kernels._backend.core().SkipNet(2, 16, 12, 3, *spec, 5, 0)
-    floats, guard = core.arena_floats(), 64
-    pointers = [w.data_ptr() for w in weights]
+    kernels.release_memory()
     for with_weights in (False, True):
-        arena = torch.full((floats + guard,), float("nan"))
-        logits = torch.full((2, 5), float("nan"))
-        edges = [torch.full((14,), float("nan")) for _ in range(2)]
-        grads = [torch.full_like(w, float("nan")) for w in weights] if with_weights else []
-        shared = (normal.data_ptr(), reduce.data_ptr())
-        core.forward(arena.data_ptr(), with_weights, images.data_ptr(), pointers, *shared, logits.data_ptr(), 2)
-        out = (edges[0].data_ptr(), edges[1].data_ptr(), [g.data_ptr() for g in grads])
-        core.backward(arena.data_ptr(), images.data_ptr(), pointers, *shared, logits.data_ptr(), *out, 2)
-        assert all(t.isfinite().all() for t in (logits, *edges, *grads))
-        assert arena[floats:].isnan().all()
+        weights = [w.detach().requires_grad_(with_weights) for w in weights]
+        _, arenas, found = run((images, normal, reduce, weights, spec), with_weights)
+        assert all(t.isfinite().all() for t in found)
+        assert all(arena[-GUARD:].isnan().all() for arena in arenas)
+        logits = skip_net(images, normal, reduce, weights, spec)
+        wanted = torch.autograd.grad(logits.sin().sum(), [normal, reduce, *(weights if with_weights else [])])
+        assert all(torch.equal(a, b) for a, b in zip(found, [logits, *wanted], strict=True))
+
+
+def raw_and_pooled(net, images):
+    """Floats of the raw outputs of all convolutions but the stem's, and of the inputs of reduction cells pooled."""
+    sizes = []
+    for module in net.cells.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel()))
+    for cell in net.cells:
+        for module in (cell.preprocess0, cell.preprocess1) if cell.reduction else ():
+            module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel() // 4))
+    with kernels.use_backend("reference"), torch.no_grad():
+        net(images)
+    return sum(sizes)
+
+
+def padded(n):
+    return -(-n // 16) * 16
+
+
+def saved(spec, pixels):
+    """The same from the sizes alone, each cell's inputs, the paths that start at one input, and the pooled inputs
+    padded to whole vectors of 16 channels."""
+    C, total = spec.channels, 0
+    for cell in range(spec.cells):
+        reduction = cell in (spec.cells // 3, 2 * spec.cells // 3)
+        C *= 1 + reduction
+        total += pixels * 2 * padded(C)
+        if reduction:
+            pixels //= 4
+            total += pixels * 2 * (padded(4 * C // spec.k) + padded(C))
+    return total
+
+
+@pytest.mark.parametrize("cells", [3, 4, 5, 8])
+@pytest.mark.parametrize(("C", "k"), [(16, 1), (16, 4), (16, 8), (32, 2), (48, 4), (6, 1), (12, 2), (8, 8)])
+def test_saved_are_the_raw_outputs_and_the_pooled_inputs(C, k, cells):
+    """What forward leaves for backward: the raw outputs of the 1x1 convolutions (the stem's is computed again) and the
+    pooled inputs of reduction cells, which keep the place of the channels that are not pooled. Padding enters only
+    where channels do not fill whole vectors. It is all that forward writes into the arena."""
+    args = arguments(B=3, spec=NetSpec(C, cells, k))
+    core, (left, _), _ = run(args, True)
+    wanted = saved(args[-1], args[0][:, 0].numel())
+    assert core.saved_floats() == wanted == int(left.isfinite().sum())
+    assert (raw_and_pooled(SuperNet(5, *args[-1]), args[0]) == wanted) == (C % 16 == 0)

@@ -1,4 +1,4 @@
-"""The super-network against the textbook in float64, its sizes, its derivatives, and the kernels' accuracy in it."""
+"""The super-network against the textbook in float64, its sizes, and its derivatives."""
 
 import importlib
 from types import SimpleNamespace
@@ -7,6 +7,7 @@ import pytest
 import textbook
 import torch
 from ftso_fast.kernels import testing
+from networks import NODES, batch_of, gradients, net_of
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,8 +16,6 @@ from ftso_fast.operations import FactorizedReduce
 
 # the name `kernels.skip_cell` is the function
 skip_cell_module = importlib.import_module("ftso_fast.kernels.skip_cell")
-NODES = ((0, 2), (2, 5), (5, 9), (9, 14))
-SPREAD = 0.3
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,33 +25,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def net_of(seed, **sizes):
-    """A float64 network with betas of spread 0.3 and a random affine batch norm in the stem."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = SuperNet(**sizes).double()
-        with torch.no_grad():
-            for betas in net.betas():
-                betas.normal_(0, SPREAD)
-            net.stem[1].weight.uniform_(0.5, 1.5)
-            net.stem[1].bias.normal_(0, 0.5)
-    return net
-
-
-def batch_of(seed, shape, classes):
-    """Noise whose channels differ in mean and deviation, and labels."""
-    g = torch.Generator().manual_seed(seed)
-    images = torch.randn(shape, generator=g, dtype=torch.float64)
-    scale = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)[: shape[1]].view(1, -1, 1, 1)
-    return images * scale + scale - 1, torch.randint(classes, shape[:1], generator=g)
-
-
-def gradients(net, images, labels, inputs):
-    loss = F.cross_entropy(net(images), labels)
-    found = torch.autograd.grad(loss, inputs, allow_unused=True)
-    return [loss.detach(), *(torch.zeros_like(t) if g is None else g for t, g in zip(inputs, found, strict=True))]
 
 
 def largest_error(net, images, labels, layers, k):
@@ -301,70 +273,3 @@ def test_bad_sizes(sizes, message):
 def test_bad_images(shape):
     with pytest.raises(UsageError, match=r"images: expected shape \(B, 3, H, W\) with H and W divisible by 4, got"):
         SuperNet(10, channels=4, layers=3)(torch.zeros(shape))
-
-
-def per_node_errors(found, wanted):
-    """Largest error of the beta gradients of each node as a part of the node's largest."""
-    return [
-        float((f[a:b] - w[a:b]).abs().max() / w[a:b].abs().max())
-        for f, w in zip(found, wanted, strict=True)
-        for a, b in NODES
-    ]
-
-
-BATCHES = 20
-
-
-@pytest.fixture(scope="module")
-def accuracy():
-    """Networks and batches with float64 beta gradients, and the float32 reference's errors."""
-    cases = []
-    for seed in range(BATCHES):
-        net = net_of(100 + seed, classes=10).float().double()  # the same numbers in both precisions
-        images, labels = batch_of(100 + seed, (16, 3, 32, 32), 10)
-        images = images.float().double()
-        with net.only_betas():
-            wanted = gradients(net, images, labels, net.betas())[1:]
-        cases.append((net.float(), images.float(), labels, wanted))
-    with testing.arm("reference", None):
-        return cases, batch_errors(cases)
-
-
-def batch_errors(cases):
-    """Of whatever computes the float32 network now: the worst error, and the median node's in the best quarter.
-
-    In the worst batch rounding turns a ReLU or a maximum over, which says little about the arithmetic; the best
-    batches have no such turn.
-    """
-    worst, median = [], []
-    for net, images, labels, wanted in cases:
-        with net.only_betas():
-            found = gradients(net, images, labels, net.betas())[1:]
-        errors = sorted(per_node_errors(found, wanted))
-        worst.append(errors[-1])
-        median.append(errors[len(errors) // 2])
-    return max(worst), sorted(median)[len(cases) // 4]
-
-
-def test_kernels_are_as_accurate_as_the_float32_reference(accuracy, isa, record_property, capsys):
-    cases, reference = accuracy
-    with testing.arm("cpu", isa):
-        kernel = batch_errors(cases)
-    record_property("worst_error_kernel", kernel[0])
-    record_property("worst_error_reference", reference[0])
-    with capsys.disabled():
-        print(f"\nerror of the beta gradients against float64, relative per node, {BATCHES} batches of 16:")
-        for name, (worst, typical) in ((isa, kernel), ("float32 reference", reference)):
-            print(f"  {name:18} worst {worst:.2e}, without turned ReLUs {typical:.2e}")
-    assert 0 < kernel[0] <= 2 * reference[0] < 0.1
-    assert 0 < kernel[1] <= 2 * reference[1] < 1e-5
-
-
-@pytest.mark.parametrize(("size", "which"), [(1e-3, 0), (1e-5, 1)])
-def test_the_bounds_on_the_accuracy_can_be_missed(accuracy, monkeypatch, size, which):
-    """A skip cell whose output is off by a part in a thousand, as bfloat16's is, or in a hundred thousand."""
-    cases, reference = accuracy
-    exact = supernet.skip_cell
-    monkeypatch.setattr(supernet, "skip_cell", lambda *args: (y := exact(*args)) + size * y.detach().sin())
-    with kernels.use_backend("reference"):
-        assert batch_errors(cases)[which] > 2 * reference[which]
