@@ -12,6 +12,13 @@ constexpr int kDots = 16;  // room of a chunk for the 14 edges' dots: whole cach
 
 constexpr int kLanes = 16;  // floats in a vector, on every instruction set
 
+constexpr int kNodeSums = 12;  // rows that a reduction cell's backward pass sums over its processed channels
+
+// A float's bits rounded to bfloat16, to nearest even.
+static inline __attribute__((always_inline)) uint32_t bf16_bits(uint32_t bits) {
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
 struct Shape {
   int64_t B, H, W;
 };

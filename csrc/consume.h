@@ -156,7 +156,7 @@ FTSO_INLINE void read_by(const CellStep& c, int64_t pixels, int64_t chunk, int64
   if (c.product.N) consume(c.product, pixels, chunk, first, P, tile, c.K, ahead);
   if (c.strided.p.N) consume(c.strided, c.shape, chunk, first, P, tile, c.K);
   if (!c.pooled) return;
-  Ahead::ask(ahead, 0, P);
+  ahead.ask(0, P);
   const int64_t HW = c.shape.H * c.shape.W;
   float* mean = c.pooled + b * c.K;
   for (int64_t k = 0; k < c.K; k += kLanes) {
@@ -193,6 +193,23 @@ FTSO_INLINE void every_tile(const Shape& s, int64_t chunk, Visit visit) {
 template <typename Visit>
 FTSO_INLINE void every_run(int64_t P, Visit visit) {
   for (int64_t p = 0; p < P; p += kRun) visit(p, P - p < kRun ? P - p : kRun);
+}
+
+// The tiles of a chunk backward: the gradients of what read a tile, undo(first pixel, pixels, da, ldd, a) for its runs,
+// then the weights' gradients. da: gradient of the output, a row a pixel or (ldd 0, the mean over the image) one for
+// all; a: where undo leaves the activations, null where no weight gradient wants them.
+template <typename Undo>
+FTSO_INLINE void every_run_backward(const CellStep& c, int64_t chunk, float* memory, Undo undo) {
+  const int64_t T = tile_rows(c.shape) * c.shape.W, ldd = c.d_pooled ? 0 : c.K;
+  float *da = memory, *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N,
+        *room = dzs + T * c.strided.p.N;
+  const bool weights = c.product.dw;
+  if (weights) clear_weight_gradients(c, chunk);
+  every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
+    gradient_of_readers(c, b, first, P, dz, dzs, room, da);
+    every_run(P, [&](int64_t p, int64_t n) { undo(first + p, n, da + p * ldd, ldd, weights ? a + p * c.K : nullptr); });
+    if (weights) weight_gradients(c, chunk, first, P, a, dz, dzs);
+  });
 }
 
 }  // namespace

@@ -35,8 +35,9 @@ struct Ahead {
     int64_t ld, n;  // floats from row to row, and wanted of each
   };
   Stream streams[3] = {};
-  static inline __attribute__((always_inline)) void ask(const Ahead& ahead, int64_t first, int64_t rows) {
-    for (const Stream& s : ahead.streams)
+  // Always inline: gcc deletes calls of a function that does nothing but prefetch.
+  FTSO_ALWAYS_INLINE void ask(int64_t first, int64_t rows) const {
+    for (const Stream& s : streams)
       for (int64_t i = first; s.n && i < first + rows; ++i)
         for (int64_t c = 0; c < s.n; c += kLanes) prefetch(s.at + i * s.ld + c);
   }
@@ -89,7 +90,7 @@ void product_panel(Rows a, int64_t P, const float* w, int64_t ldw, int64_t K, fl
   const auto from = [=](int64_t row) { return Rows{a.at + row * a.ld, a.ld, a.pieces, a.apart}; };
   int64_t p = 0;
   for (; p + MR <= P; p += MR) {
-    Ahead::ask(ahead, p, MR);
+    ahead.ask(p, MR);
     product_block<MR, NV, OUT, PAIRS>(from(p), w, ldw, K, out + p * ldo, ldo, finish);
   }
   for (; p + 2 <= P; p += 2) product_block<2, NV, OUT, PAIRS>(from(p), w, ldw, K, out + p * ldo, ldo, finish);

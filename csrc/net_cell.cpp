@@ -109,24 +109,16 @@ const char* cell_fwd(const CellStep& c, int64_t chunk, float* scratch) {
 }
 
 const char* cell_bwd(const CellStep& c, int64_t chunk, float* scratch) {
-  const int64_t C = c.K / 4, T = tile_rows(c.shape) * c.shape.W, ldd = c.d_pooled ? 0 : c.K;
-  float *sums = scratch, *da = sums + 4 * C, *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N,
-        *room = dzs + T * c.strided.p.N;
-  for (int64_t i = 0; i < 4 * C; ++i) sums[i] = 0;
+  const int64_t C = c.K / 4;
+  float* sums = cleared(scratch, 4 * C);
   double* dots = c.dots ? c.dots + chunk * kDots : nullptr;
-  const bool weights = c.product.dw;
-  if (weights) clear_weight_gradients(c, chunk);
-  every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
-    gradient_of_readers(c, b, first, P, dz, dzs, room, da);
-    every_run(P, [&](int64_t p, int64_t n) {
-      with_vectors(c.shuffle.vectors, [&](auto V) {
-        unmix<decltype(V)::value>(c, first + p, n, !c.d_pooled, da + p * ldd, ldd, weights ? a + p * c.K : nullptr,
-                                  dots, {sums, sums + C}, {sums + 2 * C, sums + 3 * C});
-      });
-      if (c.x0.g) flush(c.x0.sums + chunk * 2 * c.x0.ld, C, c.x0.ld, sums, sums + C);
-      if (c.x1.g) flush(c.x1.sums + chunk * 2 * c.x1.ld, C, c.x1.ld, sums + 2 * C, sums + 3 * C);
+  every_run_backward(c, chunk, sums + 4 * C, [&](int64_t first, int64_t n, const float* da, int64_t ldd, float* a) {
+    with_vectors(c.shuffle.vectors, [&](auto V) {
+      unmix<decltype(V)::value>(c, first, n, !c.d_pooled, da, ldd, a, dots, {sums, sums + C},
+                                {sums + 2 * C, sums + 3 * C});
     });
-    if (weights) weight_gradients(c, chunk, first, P, a, dz, dzs);
+    if (c.x0.g) flush(c.x0.sums + chunk * 2 * c.x0.ld, C, c.x0.ld, sums, sums + C);
+    if (c.x1.g) flush(c.x1.sums + chunk * 2 * c.x1.ld, C, c.x1.ld, sums + 2 * C, sums + 3 * C);
   });
   return compiled_isa;
 }

@@ -52,9 +52,7 @@ struct Nodes {
   int64_t column(int node, int input, int v) const { return input * r.F + node * r.q + v * kLanes; }
 
   // Of an input's edges to the four nodes: normalised f in the processed channels, the pooled bypass elsewhere.
-  FTSO_INLINE void read(const Nodes& self, int64_t pixel, int input, State<V> (*paths)[2]) {
-    const ReduceStep& r = self.r;
-    const int n = self.n;
+  FTSO_ALWAYS_INLINE void read(int64_t pixel, int input, State<V> (*paths)[2]) const {
     const float *pooled = r.pooled[input] + pixel * r.C, *f = r.f + pixel * 2 * r.F;
     FTSO_EACH(v) {
       const Vec bypass = load(pooled + v * kLanes);
@@ -63,16 +61,15 @@ struct Nodes {
       if (v * kLanes < r.q) {  // the other lanes of f are other columns
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          const Vec value =
-              fma(load(f + self.column(j, input, v)), self.scale[j][input].at[v], self.shift[j][input].at[v]);
-          paths[j][input].at[v] = select(self.processed[v], value, bypass);
+          const Vec value = fma(load(f + column(j, input, v)), scale[j][input].at[v], shift[j][input].at[v]);
+          paths[j][input].at[v] = select(processed[v], value, bypass);
         }
       }
     }
   }
 
   void mix(int64_t pixel, State<V> (*paths)[2], State<V>* x) const {
-    read(*this, pixel, 0, paths), read(*this, pixel, 1, paths);
+    read(pixel, 0, paths), read(pixel, 1, paths);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const int e = kFirstEdge[j + 2];
@@ -102,13 +99,12 @@ void reduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, float
 // Over a run of pixels, for the processed channels: a row for each node's gradient u (before its edges' weights), then
 // a row for u times each of the node's two path values. Rows are whole vectors apart, and lanes past q are not read.
 struct NodeSums {
-  static constexpr int kRows = 12;
   float* rows;
   const int64_t q, ld;
-  NodeSums(float* memory, const ReduceStep& r) : rows(memory), q(r.q), ld(room(r) / kRows) {
+  NodeSums(float* memory, const ReduceStep& r) : rows(memory), q(r.q), ld(room(r) / kNodeSums) {
     for (int64_t i = 0; i < room(r); ++i) rows[i] = 0;
   }
-  static int64_t room(const ReduceStep& r) { return kRows * ((r.q + kLanes - 1) / kLanes * kLanes); }
+  static int64_t room(const ReduceStep& r) { return kNodeSums * ((r.q + kLanes - 1) / kLanes * kLanes); }
   float* of(int row, int v) const { return rows + row * ld + v * kLanes; }
   // Into the sums of the gradients for normalised f, and of those times f.
   void flush(const ReduceStep& r, double* sums) const {
@@ -119,7 +115,7 @@ struct NodeSums {
         const float *s = of(j, 0), *square = of(4 + 2 * j + input, 0);
         for (int64_t c = 0; c < q; ++c) at[c] += w * s[c], at[2 * r.F + c] += w * square[c];
       }
-    for (int64_t i = 0; i < kRows * ld; ++i) rows[i] = 0;
+    for (int64_t i = 0; i < kNodeSums * ld; ++i) rows[i] = 0;
   }
 };
 
@@ -255,25 +251,16 @@ const char* reduce_fwd(const ReduceStep& r, int64_t chunk, float* scratch) {
 
 const char* reduce_bwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   const CellStep& c = r.cell;
-  const int64_t T = tile_rows(c.shape) * c.shape.W, ldd = c.d_pooled ? 0 : c.K;
   const NodeSums sums(scratch, r);
-  float *da = scratch + NodeSums::room(r), *a = da + T * c.K, *dz = a + T * c.K, *dzs = dz + T * c.product.N,
-        *room = dzs + T * c.strided.p.N;
   double* dots = c.dots ? c.dots + chunk * kDots : nullptr;
-  const bool weights = c.product.dw;
-  if (weights) clear_weight_gradients(c, chunk);
-  every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
-    gradient_of_readers(c, b, first, P, dz, dzs, room, da);
-    every_run(P, [&](int64_t p, int64_t n) {
-      with_vectors(c.shuffle.vectors, [&](auto V) {
-        constexpr int vectors = decltype(V)::value;
-        (dots ? unreduce_tile<vectors, true>
-              : unreduce_tile<vectors, false>)(r, first + p, n, !c.d_pooled, da + p * ldd, ldd,
-                                               weights ? a + p * c.K : nullptr, dots, sums);
-      });
-      sums.flush(r, r.f_sums + chunk * 4 * r.F);
+  float* memory = scratch + NodeSums::room(r);
+  every_run_backward(c, chunk, memory, [&](int64_t first, int64_t n, const float* da, int64_t ldd, float* a) {
+    with_vectors(c.shuffle.vectors, [&](auto V) {
+      constexpr int vectors = decltype(V)::value;
+      (dots ? unreduce_tile<vectors, true> : unreduce_tile<vectors, false>)(r, first, n, !c.d_pooled, da, ldd, a, dots,
+                                                                            sums);
     });
-    if (weights) weight_gradients(c, chunk, first, P, a, dz, dzs);
+    sums.flush(r, r.f_sums + chunk * 4 * r.F);
   });
   return compiled_isa;
 }

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 
 #include "net_work.h"
 #include "threads.h"
@@ -13,14 +12,7 @@ namespace {
 constexpr double kEps = 1e-5;  // of torch's batch norm
 
 int64_t tile(const Shape& s) { return std::max<int64_t>(128, 2 * s.W); }
-
-// The sum of a chunked partial, chunk after chunk.
-template <typename T>
-double over_chunks(const T* partial, int64_t stride, int64_t at) {
-  double sum = 0;
-  for (int64_t c = 0; c < kChunks; ++c) sum += partial[c * stride + at];
-  return sum;
-}
+int64_t padded_image(const StemStep& s) { return (s.shape.H + 2) * (s.shape.W + 2) * s.channels; }
 
 // Batch statistics from sums and squares: scale = 1/sqrt(var + eps), shift = -mean * scale.
 void finish_forward(const Aligned<double>& sums, double n, Aligned<double>& mean, Aligned<float>& scale,
@@ -47,155 +39,6 @@ void finish_backward(const Aligned<double>& sums, double n, const Aligned<double
 }
 
 }  // namespace
-
-// ---- weights in, gradients out -------------------------------------------------------------------------------------
-
-template <typename Move>  // move(activation row k, output row o) for one part of a product
-static void every_weight(int64_t groups, int64_t width, int64_t rows, Move move) {
-  for (int64_t o = 0; o < rows; ++o)
-    for (int64_t g = 0; g < groups; ++g)
-      for (int64_t c = 0; c < width; ++c) move(g * padded(width) + c, o, (o * groups + g) * width + c);
-}
-
-// Puts a weight into a product's right operand [rows][ld]: as a float, or rounded into the pair of its row.
-static void place(float* w, int64_t ld, int64_t row, int64_t column, float value, bool pairs) {
-  if (!pairs) {
-    w[row * ld + column] = value;
-    return;
-  }
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const uint16_t rounded = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-  std::memcpy(reinterpret_cast<char*>(w + row / 2 * ld + column) + row % 2 * 2, &rounded, sizeof rounded);
-}
-
-void SkipNet::pack(Tensor& t, const float* const* weights) {
-  const bool forward = spec_.precision == kBf16, backward = spec_.precision != kFloat32;
-  const auto put = [&](Aligned<float>& w, Aligned<float>& wt, int64_t k, int64_t column, float value) {
-    place(w.data(), t.strided ? t.split : t.N, k, column, value, forward);
-    place(wt.data(), t.K, column, k, value, backward);
-  };
-  if (!t.strided) {
-    for (const Part& p : t.parts)
-      every_weight(t.groups, t.width, p.rows, [&](int64_t k, int64_t o, int64_t from) {
-        put(t.w, t.wt, k, p.column + o, weights[p.weight][from]);
-      });
-    return;
-  }
-  const int64_t second = t.offset ? 0 : t.half;  // where the second half's columns start in w2
-  every_weight(t.groups, t.width, t.half, [&](int64_t k, int64_t o, int64_t from) {
-    put(t.w, t.wt, k, o, weights[t.parts[0].weight][from]);
-    put(t.w2, t.wt2, k, second + o, weights[t.parts[0].weight + 1][from]);
-  });
-}
-
-// Adds the chunks of a partial up, in place of the first.
-static void add_chunks(Aligned<float>& partial) {
-  constexpr int64_t kBlock = 512;
-  const int64_t n = static_cast<int64_t>(partial.size()) / kChunks;
-  double total[kBlock];
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t size = std::min(kBlock, n - first);
-    std::fill(total, total + size, 0.0);
-    for (int64_t c = 0; c < kChunks; ++c)
-      for (int64_t i = 0; i < size; ++i) total[i] += partial[c * n + first + i];
-    for (int64_t i = 0; i < size; ++i) partial[first + i] = static_cast<float>(total[i]);
-  }
-}
-
-void SkipNet::unpack(Tensor& t, float* const* d_weights) {
-  add_chunks(t.dw);
-  if (!t.strided) {
-    for (const Part& p : t.parts)
-      every_weight(t.groups, t.width, p.rows, [&](int64_t k, int64_t o, int64_t into) {
-        d_weights[p.weight][into] = t.dw[k * t.N + p.column + o];
-      });
-    return;
-  }
-  add_chunks(t.dw2);
-  const int64_t second = t.offset ? 0 : t.half;
-  every_weight(t.groups, t.width, t.half, [&](int64_t k, int64_t o, int64_t into) {
-    d_weights[t.parts[0].weight][into] = t.dw[k * t.split + o];
-    d_weights[t.parts[0].weight + 1][into] = t.dw2[k * t.split + second + o];
-  });
-}
-
-// Edge (node j, input) has two weights [q/2][q]: output halves from the pixels (even, even) and (odd, odd).
-template <typename Move>
-static void every_path_weight(int64_t q, int64_t first, Move move) {
-  for (int64_t node = 0; node < 4; ++node)
-    for (int64_t input = 0; input < 2; ++input)
-      for (int64_t side = 0; side < 2; ++side)
-        for (int64_t o = 0; o < q / 2; ++o)
-          for (int64_t c = 0; c < q; ++c)
-            move(input, side * q + c, node * q + side * (q / 2) + o, first + (node * 2 + input) * 2 + side, o * q + c);
-}
-
-// Stem weights [out][in][3][3] against rows (y, x, in).
-template <typename Move>
-static void every_stem_weight(int64_t out, int64_t in, Move move) {
-  for (int64_t o = 0; o < out; ++o)
-    for (int64_t i = 0; i < in; ++i)
-      for (int64_t yx = 0; yx < 9; ++yx) move(yx * in + i, o, (o * in + i) * 9 + yx);
-}
-
-// work(i) for tensors and cells; the largest of them are a third of it all.
-template <typename Tensors, typename Cells, typename OfTensor, typename OfCell>
-static void for_all(Tensors& tensors, Cells& cells, int threads, OfTensor of_tensor, OfCell of_cell) {
-  const int64_t n = static_cast<int64_t>(tensors.size()), m = static_cast<int64_t>(cells.size());
-  over_chunks_of_work(n + m, threads, [&](int64_t i) {
-    if (i < n)
-      of_tensor(tensors[i]);
-    else if (cells[i - n].reduction)
-      of_cell(cells[i - n]);
-  });
-}
-
-void SkipNet::pack_all(const float* const* weights, int threads) {
-  every_stem_weight(stem_, spec_.in_channels,
-                    [&](int64_t k, int64_t o, int64_t from) { stem_w_[k * stem_padded_ + o] = weights[0][from]; });
-  for_all(
-      tensors_, cells_, threads, [&](Tensor& t) { pack(t, weights); },
-      [&](Cell& c) {
-        every_path_weight(c.q, c.weight, [&](int64_t input, int64_t k, int64_t column, int64_t index, int64_t from) {
-          c.w[input][k * c.F + column] = c.wt[input][column * c.X + k] = weights[index][from];
-        });
-      });
-}
-
-void SkipNet::unpack_all(const float* const* weights, float* const* d_weights, int threads) {
-  for_all(
-      tensors_, cells_, threads, [&](Tensor& t) { unpack(t, d_weights); },
-      [&](Cell& c) {
-        for (auto& dw : c.dw) add_chunks(dw);
-        every_path_weight(c.q, c.weight, [&](int64_t input, int64_t k, int64_t column, int64_t index, int64_t into) {
-          d_weights[index][into] = c.dw[input][k * c.F + column];
-        });
-      });
-  unpack_stem(weights, d_weights);
-}
-
-void SkipNet::unpack_stem(const float* const* weights, float* const* d_weights) const {
-  // Behind the stem's batch norm: dW = gamma r (U - mean(d) sum(patch) - mean(d xhat) sum(patch xhat)), both sums from
-  // the patches' covariance.
-  const int64_t K = 9 * spec_.in_channels, ld = padded(K + 1);
-  const double n = static_cast<double>(spec_.B * spec_.H * spec_.W);
-  for (int64_t o = 0; o < stem_; ++o) {
-    const double mean = stem_mean_[o], r = stem_rstd_[o];
-    const double s = over_chunks(stem_sums_.data(), 2 * stem_padded_, o);
-    const double q = (over_chunks(stem_sums_.data(), 2 * stem_padded_, stem_padded_ + o) - mean * s) * r;
-    d_weights[1][o] = static_cast<float>(q), d_weights[2][o] = static_cast<float>(s);
-    every_stem_weight(1, spec_.in_channels, [&](int64_t k, int64_t, int64_t into) {
-      double response = 0;
-      for (int64_t j = 0; j < K; ++j) response += covariance_[k * ld + j] * stem_w_[j * stem_padded_ + o];
-      const double patch = covariance_[k * ld + K], with_x = (response - patch * mean) * r;
-      const double u = over_chunks(stem_dw_.data(), K * stem_padded_, k * stem_padded_ + o);
-      d_weights[0][o * K + into] = static_cast<float>(weights[1][o] * r * (u - s / n * patch - q / n * with_x));
-    });
-  }
-}
-
-// ---- stages --------------------------------------------------------------------------------------------------------
 
 Product SkipNet::product(const Run& run, int tensor, bool with_weights) {
   if (tensor < 0) return {};
@@ -320,49 +163,6 @@ void SkipNet::finish_stem(const float* const* weights) {
   }
 }
 
-// logits = pooled W' + b, small enough for one thread: sums are taken in double, in one order.
-void SkipNet::classify(const float* const* weights, float* logits) const {
-  const int64_t C = cells_.back().C, stride = cells_.back().padded, n = spec_.classes;
-  const float *w = weights[n_weights_ - 2], *bias = weights[n_weights_ - 1];
-  std::vector<double> columns(4 * C * n), row(n);  // W'
-  for (int64_t o = 0; o < n; ++o)
-    for (int64_t k = 0; k < 4 * C; ++k) columns[k * n + o] = w[o * 4 * C + k];
-  for (int64_t b = 0; b < spec_.B; ++b) {
-    std::copy(bias, bias + n, row.begin());
-    for (int64_t g = 0; g < 4; ++g)
-      for (int64_t c = 0; c < C; ++c) {
-        const double x = pooled_[(b * 4 + g) * stride + c], *column = columns.data() + (g * C + c) * n;
-        for (int64_t o = 0; o < n; ++o) row[o] += x * column[o];
-      }
-    for (int64_t o = 0; o < n; ++o) logits[b * n + o] = static_cast<float>(row[o]);
-  }
-}
-
-void SkipNet::unclassify(const float* const* weights, const float* d_logits, float* const* d_weights) {
-  const int64_t C = cells_.back().C, stride = cells_.back().padded, n = spec_.classes;
-  const float* w = weights[n_weights_ - 2];
-  std::vector<double> row(4 * C);
-  for (int64_t b = 0; b < spec_.B; ++b) {
-    std::fill(row.begin(), row.end(), 0.0);
-    for (int64_t o = 0; o < n; ++o)
-      for (int64_t k = 0; k < 4 * C; ++k) row[k] += static_cast<double>(d_logits[b * n + o]) * w[o * 4 * C + k];
-    for (int64_t g = 0; g < 4; ++g)
-      for (int64_t c = 0; c < C; ++c) d_pooled_[(b * 4 + g) * stride + c] = static_cast<float>(row[g * C + c]);
-  }
-  for (int64_t o = 0; d_weights && o < n; ++o) {
-    std::fill(row.begin(), row.end(), 0.0);
-    double total = 0;
-    for (int64_t b = 0; b < spec_.B; ++b) {
-      const double d = d_logits[b * n + o];
-      total += d;
-      for (int64_t g = 0; g < 4; ++g)
-        for (int64_t c = 0; c < C; ++c) row[g * C + c] += d * pooled_[(b * 4 + g) * stride + c];
-    }
-    for (int64_t k = 0; k < 4 * C; ++k) d_weights[n_weights_ - 2][o * 4 * C + k] = static_cast<float>(row[k]);
-    d_weights[n_weights_ - 1][o] = static_cast<float>(total);
-  }
-}
-
 const char* SkipNet::forward(float* memory, bool with_weights, const float* images, const float* const* weights,
                              const float* edges_normal, const float* edges_reduce, float* logits, int threads) {
   const Kernels& isa = kernels();
@@ -381,14 +181,12 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
   for (Cell& c : cells_) clear(c.sums);
 
   const StemStep stem = stem_step(run);
-  const int64_t padded_image = (spec_.H + 2) * (spec_.W + 2) * spec_.in_channels, patch = padded(stem.K + 1);
-  const double K = static_cast<double>(stem.K), S = static_cast<double>(stem.S),
-               N = static_cast<double>(stem.product.N);
-  launch("stem_covariance", isa.stem_covariance, stem, work_of_stem(stem, (K + 1) * static_cast<double>(patch), 0),
-         spec_.W * patch + patch * patch + padded_image + 2 * kLanes, threads);
+  const int64_t patch = padded(stem.K + 1);
+  launch("stem_covariance", isa.stem_covariance, stem, work_of_covariance(stem),
+         spec_.W * patch + patch * patch + padded_image(stem) + 2 * kLanes, threads);
   finish_stem(weights);
-  launch("stem_fwd", isa.stem_fwd, stem, work_of_stem(stem, S * (K + N), N),
-         2 * stem.product.N + tile(stem.shape) * 2 * stem.S + padded_image, threads);
+  launch("stem_fwd", isa.stem_fwd, stem, work_of(stem, false), tile(stem.shape) * 2 * stem.S + padded_image(stem),
+         threads);
   finish(0);
   for (size_t i = 0; i < cells_.size(); ++i) {
     Cell& c = cells_[i];
@@ -434,7 +232,7 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
     finish(c.product), finish(c.strided);
     if (c.reduction) {
       const ReduceStep step = reduce_step(run, i, true);
-      launch("reduce_bwd", isa.reduce_bwd, step, work_of(step, true), cell_scratch(step.cell) + 12 * padded(c.q),
+      launch("reduce_bwd", isa.reduce_bwd, step, work_of(step, true), cell_scratch(step.cell) + kNodeSums * padded(c.q),
              threads);
       finish_backward(c.back_sums, static_cast<double>(pixels(c.out)), c.mean, c.scale, c.al, c.be, c.ga);
       const ReducePaths paths = reduce_paths(run, c, true);
@@ -448,11 +246,8 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
   if (with_weights) {
     finish(0);
     const StemStep stem = stem_step(run);
-    const int64_t padded_image = (spec_.H + 2) * (spec_.W + 2) * spec_.in_channels;
-    const double K = static_cast<double>(stem.K), S = static_cast<double>(stem.S);
-    const double N = static_cast<double>(stem.product.N);
-    launch("stem_bwd", isa.stem_bwd, stem, work_of_stem(stem, 2 * S * (K + N), 2 * N),
-           2 * stem.S + tile(stem.shape) * 2 * (stem.S + stem.product.N) + padded_image, threads);
+    launch("stem_bwd", isa.stem_bwd, stem, work_of(stem, true),
+           tile(stem.shape) * 2 * (stem.S + stem.product.N) + padded_image(stem), threads);
     unpack_all(weights, d_weights, threads);
   }
   float* const d_edges[2] = {d_edges_normal, d_edges_reduce};

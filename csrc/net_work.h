@@ -42,9 +42,17 @@ inline SkipNet::Work work_of(const ReducePaths& r, bool backward) {
   return total;
 }
 
-inline SkipNet::Work work_of_stem(const StemStep& s, double multiplies_a_pixel, double floats_a_pixel) {
-  return {2 * count(s.shape) * multiplies_a_pixel,
-          4 * count(s.shape) * (floats_a_pixel + static_cast<double>(s.channels))};
+inline SkipNet::Work work_of_covariance(const StemStep& s) {
+  const int64_t patch = s.K + 1;
+  return {2 * count(s.shape) * static_cast<double>(patch * padded(patch)),
+          4 * count(s.shape) * static_cast<double>(s.channels)};
+}
+
+// Backward computes the convolution once more, and its weights' gradient beside the product's two.
+inline SkipNet::Work work_of(const StemStep& s, bool backward) {
+  const int64_t passes = backward ? 2 : 1;
+  return {2 * count(s.shape) * static_cast<double>(passes * s.S * (s.K + s.product.N)),
+          4 * count(s.shape) * static_cast<double>(s.channels + passes * s.product.N)};
 }
 
 }  // namespace ftso

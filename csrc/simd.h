@@ -6,7 +6,8 @@
 #include <immintrin.h>
 #endif
 
-#define FTSO_INLINE static inline __attribute__((always_inline))
+#define FTSO_ALWAYS_INLINE inline __attribute__((always_inline))
+#define FTSO_INLINE static FTSO_ALWAYS_INLINE
 
 namespace ftso::FTSO_ISA {
 
@@ -193,7 +194,7 @@ FTSO_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) { return {_mm512_dpbf16_ps(c.v, (
 FTSO_INLINE void store_pairs(float* p, Vec a) {
   uint32_t bits[kLanes], pairs[kLanes / 2];
   store(reinterpret_cast<float*>(bits), a);
-  for (int i = 0; i < kLanes; ++i) bits[i] = (bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16;
+  for (int i = 0; i < kLanes; ++i) bits[i] = bf16_bits(bits[i]);
   for (int i = 0; i < kLanes / 2; ++i) pairs[i] = bits[2 * i] | bits[2 * i + 1] << 16;
   __builtin_memcpy(p, pairs, sizeof pairs);
 }

@@ -122,7 +122,7 @@ class _Run:
     def __init__(self, net: SuperNet, config: SearchConfig) -> None:
         self.net, self.config = net, config
         self.adam = Adam(net.betas(), config.arch_lr, config.arch_betas, config.arch_eps, config.arch_weight_decay)
-        self.weights = list(net.parameters())
+        self.weights = net.weights()
         self.sgd = SGD(self.weights, config.momentum, config.weight_decay)
         self.before = [b.detach().clone() for b in net.betas()]
         self.gradient: list[Tensor] = [torch.zeros_like(b) for b in self.before]

@@ -6,7 +6,7 @@ first of `BACKENDS` that can take the call does. `backends()` tells which of the
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -168,7 +168,7 @@ def trace() -> Iterator[list[Launch]]:
         _traced = before
 
 
-def record(launches: Iterable[tuple[Any, ...]]) -> None:
-    """Append a pass's launches to the list of the innermost `trace`, if there is one."""
+def record(net: Any) -> None:
+    """Append the launches of a network's last pass to the list of the innermost `trace`, if there is one."""
     if _traced is not None:
-        _traced.extend(Launch(*launch) for launch in launches)
+        _traced.extend(Launch(*launch) for launch in net.launches())
