@@ -5,16 +5,17 @@ from typing import Any
 NOTES = """\
 memory: glibc as it is, or told to keep it (MALLOC_MMAP_MAX_=0 ...). Every arm runs in processes of its own and must
 agree with the reference before its stopwatch starts. The peers are this package's own reference network in plain
-PyTorch, with the search's own steps, neither of which computes a gradient that it does not use; PC-DARTS'
-own code takes longer. opponent: the fastest peer with the same memory setting; ratio: its time over ours; of best: the same for the fastest peer of any setting. torch.compile, in the long form
-only: its warm iteration, with TORCHINDUCTOR_CPP_DYNAMIC_THREADS=1 so that one compilation serves every number of
-threads (measured as fast as without); no peer in cold work, where it would compile for longer than any other runs.
-rate: GFLOP are those of the reference (torch.utils.flop_counter). of torch.mm: the best of 1024, 2048 and 4096; no
-limit where its library leaves AVX-512 unused. of FMA peak: multiply-adds on registers alone, same instruction set and
-threads. over bound: the step's time over its arithmetic (in a weight step the stem's once more) at torch.mm's rate.
-first iteration, search 1it: from cold, the first work of a fresh process, import excluded, batches in memory. peak
-MB: of that process over import and data; a first iteration is a whole one, optimizers included. The paper's 0.68 s
-for 'search 1it' is another machine's, an RTX 2080 Ti, at a batch size that it does not state."""
+PyTorch, with the search's own steps, neither of which computes a gradient that it does not use; PC-DARTS' own code
+takes longer. opponent: the fastest peer with the same memory setting; ratio: its time over ours; of best: the same for
+the fastest peer of any setting. torch.compile, in the long form only: its warm iteration, with
+TORCHINDUCTOR_CPP_DYNAMIC_THREADS=1 so that one compilation serves every number of threads (measured as fast as
+without); no peer in cold work, where it would compile for longer than any other runs. rate: GFLOP are those of the
+reference (torch.utils.flop_counter). of torch.mm: the best of 1024, 2048 and 4096; no limit where its library leaves
+AVX-512 unused. of FMA peak: multiply-adds on registers alone, same instruction set and threads. over bound: the step's
+time over its arithmetic (in a weight step the stem's once more) at torch.mm's rate. first iteration, search 1it: from
+cold, the first work of a fresh process, import excluded, batches in memory. peak MB: of that process over import and
+data; a first iteration is a whole one, optimizers included. The paper's 0.68 s for 'search 1it' is another machine's,
+an RTX 2080 Ti, at a batch size that it does not state."""
 
 ROW = {
     "piece": "piece",

@@ -4,6 +4,7 @@ Exit codes: 0 ok, 1 run failed, 2 usage, 3 bad data, 4 out of memory, 5 numerica
 """
 
 import argparse
+import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,16 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has left: what the interpreter flushes at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
         args = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed its sentence
         return int(stop.code or 0)
@@ -80,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NumericalError as error:
         return _fail(5, error)
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        raise
     except OSError as error:
         return _fail(1, error)
     except KeyboardInterrupt:

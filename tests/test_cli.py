@@ -292,14 +292,20 @@ def test_out_that_is_a_file(run, images, tmp_path):
     assert "images.npz" in one_sentence(err)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [["info"], ["draw", GENOTYPE], ["--help"]])
-def test_a_reader_that_has_left_sees_no_traceback(command):
+def test_a_reader_that_has_left_sees_no_traceback(command, unbuffered):
     """stdout is a pipe that nobody reads any more, as after `| head -0`."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "ftso_fast", *command], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+            [sys.executable, "-m", "ftso_fast", *command],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         )
     finally:
         os.close(writer)
