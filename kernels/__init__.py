@@ -14,6 +14,9 @@ from ._backend import (
     use_backend,
     use_isa,
 )
+from .partial_mix import mixed_weights, partial_mix
+from .relu_conv_bn import factorized_reduce, relu_conv_bn
+from .sep_conv import dil_conv, sep_conv
 from .skip_cell import channel_shuffle, skip_cell
 from .skip_net import PRECISIONS, NetSpec, cpu_cannot, release_memory, skip_net
 
@@ -29,9 +32,15 @@ __all__ = [
     "channel_shuffle",
     "choose",
     "cpu_cannot",
+    "dil_conv",
+    "factorized_reduce",
     "isa",
+    "mixed_weights",
+    "partial_mix",
     "release_memory",
+    "relu_conv_bn",
     "requested",
+    "sep_conv",
     "skip_cell",
     "skip_net",
     "trace",
