@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ftso.h"
+#include "node.h"
 #include "skip_net.h"
 
 namespace py = pybind11;
@@ -69,6 +70,61 @@ void net_backward(ftso::SkipNet& net, uintptr_t memory, uintptr_t images, const 
   count_stages(net);
 }
 
+// Planes as (address, floats from image to image, floats from channel to channel).
+using View = std::tuple<uintptr_t, int64_t, int64_t>;
+
+ftso::Planes planes(const View& view) { return {at<float>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)}; }
+
+ftso::Node::Call node_call(const std::vector<View>& inputs, uintptr_t edge_weights, uintptr_t operator_weights,
+                           const Addresses& weights, const Addresses& affine, const View& node, uintptr_t saved,
+                           uintptr_t work, int threads) {
+  ftso::Node::Call call{{},
+                        at<const float>(edge_weights),
+                        at<const float>(operator_weights),
+                        {},
+                        {},
+                        planes(node),
+                        at<float>(saved),
+                        at<float>(work),
+                        threads};
+  for (const View& view : inputs) call.inputs.push_back(planes(view));
+  for (uintptr_t address : weights) call.weights.push_back(at<const float>(address));
+  for (uintptr_t address : affine) call.affine.push_back(at<const float>(address));
+  return call;
+}
+
+void bind_node(py::module_& m) {
+  using ftso::Node;
+  py::class_<Node>(m, "Node")
+      .def(py::init([](int64_t B, int64_t C, int64_t N, int64_t k, const std::vector<int>& operators,
+                       const std::vector<std::tuple<int64_t, int64_t, int>>& inputs) {
+        Node::Spec spec{B, C, N, k, operators, {}};
+        for (const auto& [H, W, stride] : inputs) spec.inputs.push_back({H, W, stride});
+        return new Node(spec);
+      }))
+      .def("saved_floats", &Node::saved_floats)
+      .def("work_floats", &Node::work_floats)
+      .def("forward",
+           [](const Node& n, const std::vector<View>& inputs, uintptr_t edge_weights, uintptr_t operator_weights,
+              const Addresses& weights, const Addresses& affine, const View& node, uintptr_t saved, int threads) {
+             const auto call =
+                 node_call(inputs, edge_weights, operator_weights, weights, affine, node, saved, 0, threads);
+             counted("partial_mix_fwd", [&] { return n.forward(call); });
+           })
+      .def("backward",
+           [](const Node& n, const std::vector<View>& inputs, uintptr_t edge_weights, uintptr_t operator_weights,
+              const Addresses& weights, const Addresses& affine, const View& grad, uintptr_t saved, uintptr_t work,
+              const std::vector<View>& d_inputs, uintptr_t d_edge_weights, uintptr_t d_operator_weights,
+              const Addresses& d_weights, const Addresses& d_affine, int threads) {
+             const auto call =
+                 node_call(inputs, edge_weights, operator_weights, weights, affine, grad, saved, work, threads);
+             Node::Gradients gradients{
+                 {}, at<float>(d_edge_weights), at<float>(d_operator_weights), pointers(d_weights), pointers(d_affine)};
+             for (const View& view : d_inputs) gradients.inputs.push_back(planes(view));
+             counted("partial_mix_bwd", [&] { return n.backward(call, gradients); });
+           });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -111,6 +167,7 @@ PYBIND11_MODULE(_C, m) {
            })
       .def("forward", &net_forward)
       .def("backward", &net_backward);
+  bind_node(m);
   m.def("calls", [] { return calls; });
   m.def("reset_calls", [] { calls.clear(); });
   m.def("isa", [] { return std::string(ftso::kernels().isa); });

@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "chain.h"
+#include "planes.h"
 
 namespace ftso {
 
@@ -43,6 +44,14 @@ struct Kernels {
   const char* (*reduce_paths_bwd)(const ReducePaths&, int64_t chunk, float* scratch);
   const char* (*reduce_fwd)(const ReduceStep&, int64_t chunk, float* scratch);
   const char* (*reduce_bwd)(const ReduceStep&, int64_t chunk, float* scratch);
+
+  // The launches of a mixed node (planes.h), each for one chunk of the images; scratch is the thread's own.
+  const char* (*block_fwd)(const BlockStep&, int64_t chunk, float* scratch);
+  const char* (*block_bwd)(const BlockStep&, int64_t chunk, float* scratch);
+  const char* (*pools_fwd)(const PoolStep&, int64_t chunk, float* scratch);
+  const char* (*pools_bwd)(const PoolStep&, int64_t chunk, float* scratch);
+  const char* (*mix_fwd)(const MixStep&, int64_t chunk, float* scratch);
+  const char* (*mix_bwd)(const MixStep&, int64_t chunk, float* scratch);
 
   // For benchmarks: multiply-adds on registers alone; operations: how many floating point operations they were.
   const char* (*fma_peak)(int64_t rounds, double* operations);

@@ -43,13 +43,9 @@ struct Ahead {
   }
 };
 
-template <int MR, int NV, Out OUT, bool PAIRS>
-FTSO_INLINE void product_block(Rows a, const float* w, int64_t ldw, int64_t K, float* out, int64_t ldo, Finish finish) {
-  Vec acc[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[i][v] = OUT == Out::kAdd ? load(out + i * ldo + v * kLanes) : zero();
+// acc += a[MR][pieces * K] w[pieces * K][NV vectors]
+template <int MR, int NV, bool PAIRS>
+FTSO_INLINE void multiply(Rows a, const float* w, int64_t ldw, int64_t K, Vec (&acc)[MR][NV]) {
   for (int64_t piece = 0; piece < a.pieces; ++piece, a.at += a.apart)
     for (int64_t k = 0; k < K; ++k, w += ldw) {
       Vec column[NV];
@@ -62,6 +58,16 @@ FTSO_INLINE void product_block(Rows a, const float* w, int64_t ldw, int64_t K, f
         for (int v = 0; v < NV; ++v) acc[i][v] = (PAIRS ? fma_pairs : fma)(pixel, column[v], acc[i][v]);
       }
     }
+}
+
+template <int MR, int NV, Out OUT, bool PAIRS>
+FTSO_INLINE void product_block(Rows a, const float* w, int64_t ldw, int64_t K, float* out, int64_t ldo, Finish finish) {
+  Vec acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[i][v] = OUT == Out::kAdd ? load(out + i * ldo + v * kLanes) : zero();
+  multiply<MR, NV, PAIRS>(a, w, ldw, K, acc);
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4

@@ -19,6 +19,7 @@ constexpr const char* compiled_isa = "avx512";
 #endif
 constexpr int kPanel = 4;         // vectors of columns that a product holds at once
 constexpr int kStateVectors = 4;  // vectors of a state that a cell holds in registers
+constexpr int kWindowRows = 4;    // rows of output that a window of pixels treats at once
 constexpr int rows_of(int nv) { return nv == 1 ? 16 : nv == 2 ? 12 : nv == 3 ? 8 : 6; }
 
 struct Vec {
@@ -69,6 +70,33 @@ FTSO_INLINE Vec pick(Vec kept, LanePairs l, Vec first, Vec second) {
   return {_mm512_mask_mov_ps(kept.v, l.here, _mm512_permutex2var_ps(first.v, l.at, second.v))};
 }
 FTSO_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+// The first n lanes: what lies behind them is neither read nor written.
+using Tail = Mask;
+FTSO_INLINE Tail tail(int64_t n) { return {static_cast<__mmask16>(n >= kLanes ? 0xffff : (1u << n) - 1)}; }
+FTSO_INLINE Vec load(const float* p, Tail t) { return {_mm512_maskz_loadu_ps(t.m, p)}; }  // 0 behind
+FTSO_INLINE void store(float* p, Vec a, Tail t) { _mm512_mask_storeu_ps(p, t.m, a.v); }
+// Lane i: the sum of vector i.
+FTSO_INLINE Vec sums_of(const Vec (&v)[kLanes]) {
+  __m512 quarters[4];
+#pragma GCC unroll 4
+  for (int q = 0; q < 4; ++q) {
+    __m512d halves[2];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m512 a = v[4 * q + 2 * h].v, b = v[4 * q + 2 * h + 1].v;
+      halves[h] = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    }
+    quarters[q] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(halves[0], halves[1])),
+                                _mm512_castpd_ps(_mm512_unpackhi_pd(halves[0], halves[1])));
+  }
+  __m512 pairs[2];
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h)
+    pairs[h] = _mm512_add_ps(_mm512_shuffle_f32x4(quarters[2 * h], quarters[2 * h + 1], 0x44),
+                             _mm512_shuffle_f32x4(quarters[2 * h], quarters[2 * h + 1], 0xee));
+  return {
+      _mm512_add_ps(_mm512_shuffle_f32x4(pairs[0], pairs[1], 0x88), _mm512_shuffle_f32x4(pairs[0], pairs[1], 0xdd))};
+}
 FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
   const __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
   const __m512d hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1));
@@ -80,6 +108,7 @@ FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
 constexpr const char* compiled_isa = "avx2";
 constexpr int kPanel = 1;
 constexpr int kStateVectors = 4;
+constexpr int kWindowRows = 2;
 constexpr int rows_of(int) { return 6; }
 
 struct Vec {
@@ -134,11 +163,24 @@ FTSO_INLINE float sum(Vec a) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
+using Tail = Mask;
+FTSO_INLINE __m256 below8(int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane));
+}
+FTSO_INLINE Tail tail(int64_t n) { return {below8(n), below8(n - 8)}; }
+FTSO_INLINE Vec load(const float* p, Tail t) {
+  return {_mm256_maskload_ps(p, _mm256_castps_si256(t.lo)), _mm256_maskload_ps(p + 8, _mm256_castps_si256(t.hi))};
+}
+FTSO_INLINE void store(float* p, Vec a, Tail t) {
+  _mm256_maskstore_ps(p, _mm256_castps_si256(t.lo), a.lo), _mm256_maskstore_ps(p + 8, _mm256_castps_si256(t.hi), a.hi);
+}
 
 #else
 constexpr const char* compiled_isa = "scalar";
 constexpr int kPanel = 1;
 constexpr int kStateVectors = 0;
+constexpr int kWindowRows = 1;
 constexpr int rows_of(int) { return 2; }
 
 struct Vec {
@@ -179,10 +221,20 @@ FTSO_INLINE float sum(Vec a) {
   for (int i = 0; i < kLanes; ++i) s += a.at[i];
   return s;
 }
+struct Tail {
+  int64_t n;
+};
+FTSO_INLINE Tail tail(int64_t n) { return {n < kLanes ? n : kLanes}; }
+FTSO_INLINE Vec load(const float* p, Tail t) { FTSO_LANES(i < t.n ? p[i] : 0); }
+FTSO_INLINE void store(float* p, Vec a, Tail t) {
+  for (int64_t i = 0; i < t.n; ++i) p[i] = a.at[i];
+}
+FTSO_INLINE Vec select(Tail t, Vec a, Vec b) { FTSO_LANES(i < t.n ? a.at[i] : b.at[i]); }
 #undef FTSO_LANES
 #endif
 
 FTSO_INLINE Vec zero() { return set1(0); }
+FTSO_INLINE Vec keep(Tail t, Vec a) { return select(t, a, zero()); }
 
 // Pairs: bfloat16 values 2i and 2i + 1 in the place of float i.
 #if defined(__AVX512BF16__)
@@ -220,6 +272,11 @@ FTSO_INLINE Vec pick(LanePairs l, Vec first, Vec second) { return pick(zero(), l
 FTSO_INLINE void add_to(float* p, Vec a) { store(p, add(load(p), a)); }
 FTSO_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }  // into the second level
 #if !defined(__AVX512F__)
+FTSO_INLINE Vec sums_of(const Vec (&v)[kLanes]) {
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = sum(v[i]);
+  return load(lanes);
+}
 FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
   float lanes[kLanes];
   store(lanes, a);

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import operators
+from .partial_mix import one_operator
 
 
 def relu_conv_bn(x: Tensor, weight: Tensor, affine: Sequence[Tensor] = ()) -> Tensor:
@@ -12,10 +12,10 @@ def relu_conv_bn(x: Tensor, weight: Tensor, affine: Sequence[Tensor] = ()) -> Te
 
     Source: DARTS, ReLUConvBN.
     """
-    return operators.relu_conv_bn(x, (weight,), affine)
+    return one_operator("relu_conv_bn", "relu_conv_bn", x, (weight,), affine, 1)
 
 
 def factorized_reduce(x: Tensor, weight_1: Tensor, weight_2: Tensor, affine: Sequence[Tensor] = ()) -> Tensor:
     """(B, C, H, W), H and W even -> (B, C_out, H/2, W/2). weights: (C_out/2, C, 1, 1); affine: empty, or weight and
     bias. Source: DARTS, FactorizedReduce."""
-    return operators.factorized_reduce(x, (weight_1, weight_2), affine)
+    return one_operator("factorized_reduce", "factorized_reduce", x, (weight_1, weight_2), affine, 2)

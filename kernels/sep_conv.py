@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import operators
+from .partial_mix import one_operator
 
 
 def sep_conv(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor] = (), stride: int = 1) -> Tensor:
@@ -17,7 +17,7 @@ def sep_conv(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor] = ()
     weights: depthwise (C, 1, K, K), pointwise (C, C, 1, 1), depthwise (C, 1, K, K), pointwise (C_out, C, 1, 1);
     affine: empty, or weight and bias of each of the two batch norms. Source: DARTS, SepConv.
     """
-    return operators.sep_conv(x, weights, affine, stride)
+    return one_operator("sep_conv", f"sep_conv_{_size('sep_conv', weights)}", x, weights, affine, stride)
 
 
 def dil_conv(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor] = (), stride: int = 1) -> Tensor:
@@ -26,4 +26,11 @@ def dil_conv(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor] = ()
     weights: depthwise (C, 1, K, K), pointwise (C_out, C, 1, 1); affine: empty, or weight and bias. Source: DARTS,
     DilConv.
     """
-    return operators.dil_conv(x, weights, affine, stride)
+    return one_operator("dil_conv", f"dil_conv_{_size('dil_conv', weights)}", x, weights, affine, stride)
+
+
+def _size(op: str, weights: Sequence[Tensor]) -> str:
+    shape = tuple(weights[0].shape) if weights else ()
+    if len(shape) != 4 or shape[2] != shape[3] or shape[2] not in (3, 5):
+        raise ValueError(f"{op}: weights[0]: expected shape (C, 1, K, K) with K 3 or 5, got {shape}")
+    return f"{shape[2]}x{shape[2]}"

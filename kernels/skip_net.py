@@ -12,15 +12,14 @@ formed on load by the producer's backward stage from the two sums that the reade
 raw outputs and their statistics, nothing else.
 """
 
-import mmap
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._backend import core, record
+from ._memory import fresh, release
 
 MAX_CHANNELS = 1024
 PRECISIONS = ("float32", "bf16_backward", "bf16")
@@ -121,35 +120,22 @@ def _check(
             raise TypeError(f"skip_net: {name}: expected float32 on the cpu, got {tensor.dtype} on {tensor.device}")
 
 
-HUGE_PAGE = 2 << 20
-
-
-def _memory(floats: int) -> Tensor:
-    """Uninitialised float32, in huge pages where the system has them (they spare a first pass page faults)."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(floats)
-    pages = mmap.mmap(-1, 4 * floats + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a system without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    begin = -torch.frombuffer(pages, dtype=torch.uint8).data_ptr() % HUGE_PAGE
-    return torch.frombuffer(pages, dtype=torch.float32, count=floats, offset=begin)
-
-
 class _Workspace:
     """A planned network and its arena; back in `_free` when its last user is gone."""
 
     def __init__(self, key: tuple[int, ...]) -> None:
         self.key = key
         self.net = core().SkipNet(*key)
-        self.arena = _memory(self.net.arena_floats())
+        self.arena = fresh(self.net.arena_floats())
 
 
 _free: list[_Workspace] = []
 
 
 def release_memory() -> None:
-    """Give back the memory that the last network worked in."""
+    """Give back the memory that kernels have worked in."""
     _free.clear()
+    release()
 
 
 class _Lease:

@@ -1,0 +1,297 @@
+// The passes of a mixed node: launches over the chunks of images, and between them the batch norms' sums are finished.
+#include <algorithm>
+#include <cmath>
+
+#include "aligned.h"
+#include "node.h"
+#include "threads.h"
+
+namespace ftso {
+namespace {
+
+constexpr double kEps = 1e-5;  // of torch's batch norm
+
+double over_chunks(const double* partial, int64_t stride, int64_t at) {
+  double total = 0;
+  for (int chunk = 0; chunk < kChunks; ++chunk) total += partial[chunk * stride + at];
+  return total;
+}
+
+void over_chunks(const float* partial, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    double total = 0;
+    for (int chunk = 0; chunk < kChunks; ++chunk) total += partial[chunk * n + i];
+    out[i] = static_cast<float>(total);
+  }
+}
+
+Aligned<float> transposed(const float* w, int64_t rows, int64_t columns) {
+  Aligned<float> found(rows * columns);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) found[c * rows + r] = w[r * columns + c];
+  return found;
+}
+
+}  // namespace
+
+// The steps of one launch; each chunk goes through all of them on one thread.
+struct Node::Steps {
+  std::vector<BlockStep> blocks;
+  std::vector<PoolStep> pools;
+  std::vector<MixStep> mixes;
+
+  const char* launch(bool backward, int threads) const {
+    const Kernels& isa = kernels();
+    int64_t floats = 0;
+    for (const BlockStep& s : blocks) floats = std::max(floats, block_scratch(s));
+    for (const PoolStep& s : pools) floats = std::max(floats, pool_scratch(s));
+    for (const MixStep& s : mixes) floats = std::max(floats, mix_scratch(s));
+    const char* ran = isa.isa;
+    over_chunks_of_work(kChunks, threads, [&](int64_t chunk) {
+      float* scratch = thread_scratch(floats);
+      const char* name = ran;
+      for (const PoolStep& s : pools) name = (backward ? isa.pools_bwd : isa.pools_fwd)(s, chunk, scratch);
+      for (const BlockStep& s : blocks) name = (backward ? isa.block_bwd : isa.block_fwd)(s, chunk, scratch);
+      for (const MixStep& s : mixes) name = (backward ? isa.mix_bwd : isa.mix_fwd)(s, chunk, scratch);
+      if (chunk == 0) ran = name;
+    });
+    return ran;
+  }
+};
+
+// What is known of every batch norm during a pass.
+struct Node::Coefficients {
+  struct Of {
+    Aligned<double> sums;  // a chunk's row: of y and its squares forward, of the gradient and its dots backward
+    Aligned<float> center, scale, shift, al, be, ga;
+  };
+  const Node& node;
+  const Call& call;
+  std::vector<Of> of;
+
+  Coefficients(const Node& n, const Call& c) : node(n), call(c), of(n.norms_.size()) {
+    for (size_t i = 0; i < of.size(); ++i) {
+      const int64_t C = n.norms_[i].channels;
+      of[i].sums.resize(kChunks * 2 * C);
+      for (auto* v : {&of[i].center, &of[i].scale, &of[i].shift, &of[i].al, &of[i].be, &of[i].ga}) v->resize(C);
+    }
+  }
+  double gamma(size_t i, int64_t c) const { return call.affine.empty() ? 1 : call.affine[2 * i][c]; }
+  double bias(size_t i, int64_t c) const { return call.affine.empty() ? 0 : call.affine[2 * i + 1][c]; }
+  // The sums of a norm's first row and of its second.
+  double first(size_t i, int64_t c) const { return over_chunks(of[i].sums.data(), 2 * node.norms_[i].channels, c); }
+  double second(size_t i, int64_t c) const { return first(i, node.norms_[i].channels + c); }
+
+  // Forward: mean and 1/deviation from the sums.
+  void finish(size_t i) {
+    const Norm& n = node.norms_[i];
+    double* found = node.statistics(call, n);
+    for (int64_t c = 0; c < n.channels; ++c) {
+      const double mean = first(i, c) / node.count(), variance = second(i, c) / node.count() - mean * mean;
+      found[c] = mean, found[n.channels + c] = 1 / std::sqrt(std::max(variance, 0.0) + kEps);
+    }
+    load(i);
+  }
+  // Behind the affine part y is y * scale + shift.
+  void load(size_t i) {
+    const Norm& n = node.norms_[i];
+    const double* found = node.statistics(call, n);
+    for (int64_t c = 0; c < n.channels; ++c) {
+      const double r = found[n.channels + c], shift = -found[c] * r;
+      of[i].center[c] = static_cast<float>(found[c]);
+      of[i].scale[c] = static_cast<float>(gamma(i, c) * r);
+      of[i].shift[c] = static_cast<float>(gamma(i, c) * shift + bias(i, c));
+    }
+  }
+  // Backward: dy = al * g + be * (y - center) + ga, where g is the gradient behind `weight` * (affine part), `sum` its
+  // sum and `dot` that of g * (y - center). Returns the sum of g * x_hat.
+  double finish_backward(size_t i, int64_t c, double weight, double sum, double dot, const Gradients& gradients) {
+    const Norm& n = node.norms_[i];
+    const double* found = node.statistics(call, n);
+    const double r = found[n.channels + c], off = of[i].center[c] - found[c], m = node.count();
+    const double rw = r * weight * gamma(i, c), q = r * (dot + off * sum);
+    of[i].al[c] = static_cast<float>(rw), of[i].be[c] = static_cast<float>(-r * rw * q / m);
+    of[i].ga[c] = static_cast<float>(-rw * (sum + r * q * off) / m);
+    if (!gradients.affine.empty()) {
+      gradients.affine[2 * i][c] = static_cast<float>(weight * q);
+      gradients.affine[2 * i + 1][c] = static_cast<float>(weight * sum);
+    }
+    return q;
+  }
+};
+
+// What a mix step points to. norms: of the sources, -1: an identity; ops and edges that they belong to.
+struct Node::Mixed {
+  std::vector<MixSource> sources;
+  std::vector<MixEdge> edges;
+  std::vector<int> norms, of_edge, of_op;
+  std::vector<Aligned<float>> coefficients;
+  std::vector<Aligned<double>> dots, edge_dots;
+  Aligned<float> base;
+  Aligned<double> sums;
+  MixStep step{};
+
+  Mixed(const Node& node, const Call& call, const Coefficients& found, const Gradients* gradients)
+      : base(node.spec_.N), sums(kChunks * node.spec_.N) {
+    const Spec& spec = node.spec_;
+    const int n_ops = static_cast<int>(spec.operators.size());
+    const auto add = [&](int norm, int edge, int op, Planes y) {
+      norms.push_back(norm), of_edge.push_back(edge), of_op.push_back(op);
+      coefficients.emplace_back(spec.N), dots.emplace_back(kChunks * spec.N);
+      const double weight = weight_of(call, edge, n_ops, op);
+      for (int64_t c = 0; c < spec.N; ++c) {
+        coefficients.back()[c] = static_cast<float>(weight * (norm < 0 ? 1 : found.of[norm].scale[c]));
+        if (norm >= 0) base[c] += static_cast<float>(weight * found.of[norm].shift[c]);
+      }
+      const float* center = norm < 0 ? nullptr : found.of[norm].center.data();
+      sources.push_back({y, coefficients.back().data(), center, dots.back().data()});
+    };
+    for (size_t i = 0; i < node.norms_.size(); ++i)
+      if (!node.inner(i))
+        add(static_cast<int>(i), node.norms_[i].edge, node.norms_[i].op, node.raw(call, node.norms_[i]));
+    for (int e = 0; e < static_cast<int>(spec.inputs.size()); ++e) {
+      const Input& in = spec.inputs[e];
+      float skip = 0;
+      for (int o = 0; o < n_ops; ++o)
+        if (spec.operators[o] == kSkip && in.stride == 1) {
+          add(-1, e, o, call.inputs[e]);
+          skip = static_cast<float>(weight_of(call, e, n_ops, o));
+        }
+      Planes bypass = call.inputs[e];
+      bypass.at += spec.C / spec.k * bypass.channel;
+      edge_dots.emplace_back(kChunks);
+      edges.push_back({bypass, spec.C / spec.k, in.H, in.W, in.stride, call.edge_weights[e],
+                       gradients ? gradients->inputs[e] : Planes{}, false, skip, edge_dots.back().data()});
+    }
+    step = {spec.B,
+            spec.N,
+            spec.k,
+            node.H_,
+            node.W_,
+            static_cast<int>(sources.size()),
+            static_cast<int>(edges.size()),
+            sources.data(),
+            edges.data(),
+            base.data(),
+            call.node,
+            sums.data()};
+  }
+  static double weight_of(const Call& call, int edge, int n_ops, int op) {
+    return static_cast<double>(call.edge_weights[edge]) * call.operator_weights[edge * n_ops + op];
+  }
+};
+
+const char* Node::forward(const Call& call) const {
+  Coefficients found(*this, call);
+  std::vector<std::vector<float>> inverses;
+  Steps first, second;
+  for (const Pools& p : pools_) inverses.push_back(inverse(p.edge));
+  for (size_t i = 0; i < pools_.size(); ++i) {
+    PoolStep s = step(call, pools_[i], inverses[i]);
+    if (s.max.y.at) s.max.sums = found.of[pools_[i].max].sums.data();
+    if (s.mean.y.at) s.mean.sums = found.of[pools_[i].mean].sums.data();
+    first.pools.push_back(s);
+  }
+  for (const Block& b : blocks_) {
+    BlockStep s = step(call, b);
+    s.sums = found.of[b.to].sums.data() + b.first, s.ld_sums = norms_[b.to].channels;
+    if (b.from >= 0) s.scale = found.of[b.from].scale.data(), s.shift = found.of[b.from].shift.data();
+    (b.from < 0 ? first : second).blocks.push_back(s);
+  }
+  first.launch(false, call.threads);
+  for (size_t i = 0; i < norms_.size(); ++i)
+    if (!behind_inner(i)) found.finish(i);
+  second.launch(false, call.threads);
+  for (size_t i = 0; i < norms_.size(); ++i)
+    if (behind_inner(i)) found.finish(i);
+  const Mixed mixed(*this, call, found, nullptr);
+  return Steps{{}, {}, {mixed.step}}.launch(false, call.threads);
+}
+
+const char* Node::backward(const Call& call, const Gradients& gradients) const {
+  Coefficients found(*this, call);
+  for (size_t i = 0; i < norms_.size(); ++i) found.load(i);
+  const Mixed mixed(*this, call, found, &gradients);
+  const char* ran = Steps{{}, {}, {mixed.step}}.launch(true, call.threads);
+  finish_mixed(call, mixed, found, gradients);
+
+  const bool weights = !gradients.weights.empty();
+  std::vector<std::vector<float>> inverses;
+  std::vector<Aligned<float>> turned;
+  Steps first, second;  // in the order of backward: what reads the node's gradient, then what lies before an inner norm
+  for (const Pools& p : pools_) inverses.push_back(inverse(p.edge));
+  for (size_t i = 0; i < pools_.size(); ++i) {
+    PoolStep s = step(call, pools_[i], inverses[i]);
+    s.gx = gradients.inputs[pools_[i].edge], s.g = processed_gradient(call);
+    if (!s.gx.at) continue;
+    const auto put = [&](PoolStep::Kind& kind, int norm) {
+      if (norm < 0) return;
+      const Coefficients::Of& of = found.of[norm];
+      kind.al = of.al.data(), kind.be = of.be.data(), kind.ga = of.ga.data(), kind.center = of.center.data();
+    };
+    put(s.max, pools_[i].max), put(s.mean, pools_[i].mean);
+    first.pools.push_back(s);
+  }
+  for (const Block& b : blocks_) {
+    const bool wanted = gradients.inputs[b.edge].at;
+    if (!wanted && !weights) continue;
+    BlockStep s = step(call, b);
+    Coefficients::Of& behind = found.of[b.to];
+    turned.push_back(transposed(s.pointwise, b.N, b.C));
+    s.pointwise_t = turned.back().data();
+    s.al = behind.al.data() + b.first, s.be = behind.be.data() + b.first, s.ga = behind.ga.data() + b.first;
+    s.center = behind.center.data() + b.first;
+    s.g = inner(b.to) ? inner_gradient(call, b.to) : processed_gradient(call);
+    s.g.at += b.first * s.g.channel;
+    if (b.from >= 0) {
+      Coefficients::Of& before = found.of[b.from];
+      s.scale = before.scale.data(), s.shift = before.shift.data();
+      s.center_x = before.center.data();
+      s.gx = inner_gradient(call, b.from), s.gx_sums = before.sums.data();
+    } else if (wanted) {
+      s.gx = gradients.inputs[b.edge], s.add = true;
+      s.gx.at += b.shift;
+    }
+    if (weights) s.d_pointwise = call.work + b.d_pointwise;
+    if (weights && b.depthwise >= 0) s.d_depthwise = call.work + b.d_depthwise;
+    (inner(b.to) ? second : first).blocks.push_back(s);
+  }
+  first.launch(true, call.threads);
+  for (size_t i = 0; i < norms_.size(); ++i)
+    for (int64_t c = 0; inner(i) && c < norms_[i].channels; ++c)
+      found.finish_backward(i, c, 1, found.first(i, c), found.second(i, c), gradients);
+  second.launch(true, call.threads);
+  for (const Block& b : blocks_) {
+    if (!weights) break;
+    over_chunks(call.work + b.d_pointwise, b.C * b.N, gradients.weights[b.pointwise]);
+    if (b.depthwise >= 0) over_chunks(call.work + b.d_depthwise, b.C * b.K * b.K, gradients.weights[b.depthwise]);
+  }
+  return ran;
+}
+
+// The gradients of the weights of edges and operators, and what the outer batch norms need.
+void Node::finish_mixed(const Call& call, const Mixed& mixed, Coefficients& found, const Gradients& gradients) const {
+  const int n_ops = static_cast<int>(spec_.operators.size());
+  const int64_t N = spec_.N;
+  std::vector<double> edges(spec_.inputs.size());
+  for (size_t e = 0; e < edges.size(); ++e) edges[e] = over_chunks(mixed.edge_dots[e].data(), 1, 0);
+  for (size_t i = 0; i < edges.size() * n_ops; ++i) gradients.operator_weights[i] = 0;
+  for (size_t s = 0; s < mixed.sources.size(); ++s) {
+    const int norm = mixed.norms[s], e = mixed.of_edge[s], o = mixed.of_op[s];
+    double dot = 0;
+    for (int64_t c = 0; c < N; ++c) {
+      const double sum = over_chunks(mixed.sums.data(), N, c);
+      double q = over_chunks(mixed.dots[s].data(), N, c);
+      if (norm >= 0) {
+        q = found.finish_backward(norm, c, Mixed::weight_of(call, e, n_ops, o), sum, q, gradients);
+        q = q * found.gamma(norm, c) + sum * found.bias(norm, c);
+      }
+      dot += q;
+    }
+    edges[e] += call.operator_weights[e * n_ops + o] * dot;
+    gradients.operator_weights[e * n_ops + o] = static_cast<float>(call.edge_weights[e] * dot);
+  }
+  for (size_t e = 0; e < edges.size(); ++e) gradients.edge_weights[e] = static_cast<float>(edges[e]);
+}
+
+}  // namespace ftso

@@ -1,0 +1,177 @@
+// Windows of K x K pixels on a scratch image: the depthwise convolution, its gradients, and how planes get there.
+// Vectors run along a row; rows are treated R at a time so that a loaded vector serves every row that it touches.
+#pragma once
+#include "gemm.h"
+#include "planes.h"
+
+namespace ftso::FTSO_ISA {
+namespace {
+
+constexpr int32_t kEven[2][16] = {{0, 2, 4, 6, 8, 10, 12, 14, -1, -1, -1, -1, -1, -1, -1, -1},
+                                  {-1, -1, -1, -1, -1, -1, -1, -1, 0, 2, 4, 6, 8, 10, 12, 14}};
+constexpr int32_t kOdd[2][16] = {{1, 3, 5, 7, 9, 11, 13, 15, -1, -1, -1, -1, -1, -1, -1, -1},
+                                 {-1, -1, -1, -1, -1, -1, -1, -1, 1, 3, 5, 7, 9, 11, 13, 15}};
+constexpr int32_t kLow[2][16] = {{0, -1, 1, -1, 2, -1, 3, -1, 4, -1, 5, -1, 6, -1, 7, -1},
+                                 {-1, 0, -1, 1, -1, 2, -1, 3, -1, 4, -1, 5, -1, 6, -1, 7}};
+constexpr int32_t kHigh[2][16] = {{8, -1, 9, -1, 10, -1, 11, -1, 12, -1, 13, -1, 14, -1, 15, -1},
+                                  {-1, 8, -1, 9, -1, 10, -1, 11, -1, 12, -1, 13, -1, 14, -1, 15}};
+
+// Loads n pixels, at most a vector.
+FTSO_INLINE Vec load_part(const float* p, int64_t n) { return n >= kLanes ? load(p) : load(p, tail(n)); }
+FTSO_INLINE void store_part(float* p, Vec a, int64_t n) { n >= kLanes ? store(p, a) : store(p, a, tail(n)); }
+
+// Visits (first column, columns left, vector) of the even and of the odd columns of a row of W.
+template <typename Visit>
+FTSO_INLINE void split_row(const float* x, int64_t W, Visit visit) {
+  const LanePairs even = lane_pairs(kEven[0], kEven[1]), odd = lane_pairs(kOdd[0], kOdd[1]);
+  for (int64_t c = 0; c < W; c += 2 * kLanes) {
+    const Vec a = load_part(x + c, W - c);
+    const Vec b = W - c > kLanes ? load_part(x + c + kLanes, W - c - kLanes) : zero();
+    visit(c / 2, pick(even, a, b), pick(odd, a, b));
+  }
+}
+
+// A plane of x as a scratch image: stride 1 whole, stride 2 its even and its odd columns.
+template <int S>
+struct Image {
+  float* at[2];
+  int64_t ld, border;
+
+  // `memory`: S frames; returns what lies behind them. All of it becomes `fill`.
+  static float* carve(Image& image, float* memory, int64_t H, int64_t W, int64_t border, float fill) {
+    const Frame frame(H, S == 1 ? W : (W + 1) / 2, border);
+    image.ld = frame.ld, image.border = border;
+    for (int64_t i = 0; i < S * frame.floats(); ++i) memory[i] = fill;
+    for (int s = 0; s < 2; ++s) image.at[s] = memory + (s % S) * frame.floats();
+    return memory + S * frame.floats();
+  }
+  // `change` maps a vector of pixels; `fill` stays around them.
+  template <typename Change>
+  FTSO_ALWAYS_INLINE void put(const float* x, int64_t H, int64_t W, float fill, Change change) const {
+    for (int64_t r = 0; r < H; ++r, x += W) {
+      float* row[2] = {at[0] + (r + border) * ld + kMargin, at[1] + (r + border) * ld + kMargin};
+      if constexpr (S == 1) {
+        for (int64_t c = 0; c < W; c += kLanes) {
+          const Vec v = change(load_part(x + c, W - c));
+          store(row[0] + c, W - c >= kLanes ? v : select(tail(W - c), v, set1(fill)));
+        }
+      } else {
+        split_row(x, W, [&](int64_t c, Vec even, Vec odd) {
+          const int64_t left[2] = {(W + 1) / 2 - c, W / 2 - c};
+          const Vec v[2] = {change(even), change(odd)};
+          for (int s = 0; s < 2; ++s)
+            store(row[s] + c, left[s] >= kLanes ? v[s]
+                              : left[s] <= 0    ? set1(fill)
+                                                : select(tail(left[s]), v[s], set1(fill)));
+        });
+      }
+    }
+  }
+  // Where tap column dx of a window of border P begins for output column 0, in the row of plane row 0.
+  template <int K, int D>
+  FTSO_ALWAYS_INLINE const float* column(int dx) const {
+    const int offset = dx * D - D * (K / 2);
+    if (S == 1) return at[0] + kMargin + offset;
+    const bool odd = offset & 1;
+    return at[odd] + kMargin + (offset - odd) / 2;
+  }
+};
+
+// Output rows r0..r0+R-1 of the window sums, all columns: put(row, column, vector).
+template <int K, int S, int D, int R, typename Put>
+FTSO_INLINE void window_rows(const Image<S>& image, const Vec (&w)[K * K], int64_t r0, int64_t Wo, Put put) {
+  const int64_t first = S * r0 * image.ld;
+  for (int64_t c = 0; c < Wo; c += kLanes) {
+    Vec acc[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) acc[r] = zero();
+#pragma GCC unroll 16
+    for (int i = 0; i <= S * (R - 1) + D * (K - 1); ++i)
+#pragma GCC unroll 5
+      for (int dx = 0; dx < K; ++dx) {
+        const Vec v = load(image.template column<K, D>(dx) + first + i * image.ld + c);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+          if (i >= S * r && (i - S * r) % D == 0 && (i - S * r) / D < K)
+            acc[r] = fma(w[(i - S * r) / D * K + dx], v, acc[r]);
+      }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) put(r0 + r, c, acc[r]);
+  }
+}
+
+// sum over the window of weight * pixel, for every output pixel: put(row, column, vector).
+template <int K, int S, int D, typename Put>
+FTSO_INLINE void windows(const Image<S>& image, const float* weights, int64_t Ho, int64_t Wo, Put put) {
+  Vec w[K * K];
+#pragma GCC unroll 25
+  for (int t = 0; t < K * K; ++t) w[t] = set1(weights[t]);
+  int64_t r = 0;
+  for (; r + kWindowRows <= Ho; r += kWindowRows) window_rows<K, S, D, kWindowRows>(image, w, r, Wo, put);
+  for (; r < Ho; ++r) window_rows<K, S, D, 1>(image, w, r, Wo, put);
+}
+
+// acc[tap] += pixel * d over R output rows from r0 on; d: compact rows of Wo.
+template <int K, int S, int D, int R>
+FTSO_INLINE void window_dots(const Image<S>& image, const float* d, int64_t r0, int64_t Wo, Vec (&acc)[K * K]) {
+  const int64_t first = S * r0 * image.ld;
+  for (int64_t c = 0; c < Wo; c += kLanes) {
+    Vec g[R];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) g[r] = load_part(d + (r0 + r) * Wo + c, Wo - c);
+#pragma GCC unroll 16
+    for (int i = 0; i <= S * (R - 1) + D * (K - 1); ++i)
+#pragma GCC unroll 5
+      for (int dx = 0; dx < K; ++dx) {
+        const Vec v = load(image.template column<K, D>(dx) + first + i * image.ld + c);
+#pragma GCC unroll 2
+        for (int r = 0; r < R; ++r)
+          if (i >= S * r && (i - S * r) % D == 0 && (i - S * r) / D < K) {
+            Vec& a = acc[(i - S * r) / D * K + dx];
+            a = fma(g[r], v, a);
+          }
+      }
+  }
+}
+
+// The weights' gradient of one plane added to acc.
+template <int K, int S, int D>
+FTSO_INLINE void windows_gradient(const Image<S>& image, const float* d, int64_t Ho, int64_t Wo, Vec (&acc)[K * K]) {
+  int64_t r = 0;
+  constexpr int R = kWindowRows > 1 ? 2 : 1;
+  for (; r + R <= Ho; r += R) window_dots<K, S, D, R>(image, d, r, Wo, acc);
+  for (; r < Ho; ++r) window_dots<K, S, D, 1>(image, d, r, Wo, acc);
+}
+
+// Stride 2, the pixels' gradient: row i of it, whose parity is PI, from the image of d; put(row, column, vector).
+template <int K, int D, int PI, typename Put>
+FTSO_INLINE void spread_row(const Image<1>& d, const Vec (&w)[K * K], int64_t i, int64_t W, Put put) {
+  constexpr int P = D * (K / 2);
+  const LanePairs low = lane_pairs(kLow[0], kLow[1]), high = lane_pairs(kHigh[0], kHigh[1]);
+  const float* origin = d.at[0] + (i / 2 + d.border) * d.ld + kMargin;
+  for (int64_t c = 0; c < W; c += 2 * kLanes) {
+    Vec acc[2] = {zero(), zero()};
+#pragma GCC unroll 5
+    for (int dy = 0; dy < K; ++dy)
+#pragma GCC unroll 5
+      for (int dx = 0; dx < K; ++dx) {
+        const int y = PI + P - dy * D, x = P - dx * D;
+        if (y & 1) continue;
+        const int odd = x & 1;
+        acc[odd] = fma(w[dy * K + dx], load(origin + y / 2 * d.ld + (x + odd) / 2 + c / 2), acc[odd]);
+      }
+    put(i, c, pick(low, acc[0], acc[1]));
+    if (W - c > kLanes) put(i, c + kLanes, pick(high, acc[0], acc[1]));
+  }
+}
+
+template <int K, int D, typename Put>
+FTSO_INLINE void spread(const Image<1>& d, const float* weights, int64_t H, int64_t W, Put put) {
+  Vec w[K * K];
+#pragma GCC unroll 25
+  for (int t = 0; t < K * K; ++t) w[t] = set1(weights[t]);
+  for (int64_t i = 0; i < H; ++i) i % 2 ? spread_row<K, D, 1>(d, w, i, W, put) : spread_row<K, D, 0>(d, w, i, W, put);
+}
+
+}  // namespace
+}  // namespace ftso::FTSO_ISA
