@@ -1,6 +1,7 @@
 // The passes of a mixed node: launches over the chunks of images, and between them the batch norms' sums are finished.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "aligned.h"
 #include "node.h"
@@ -17,12 +18,25 @@ double over_chunks(const double* partial, int64_t stride, int64_t at) {
   return total;
 }
 
-void over_chunks(const float* partial, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; ++i) {
-    double total = 0;
-    for (int chunk = 0; chunk < kChunks; ++chunk) total += partial[chunk * n + i];
-    out[i] = static_cast<float>(total);
-  }
+// Partial gradients of n weights: added up chunk after chunk in double, the weights shared out to the threads.
+struct Partial {
+  const float* chunks;
+  int64_t n;
+  float* out;
+};
+void add_up(const std::vector<Partial>& partials, int threads) {
+  constexpr int64_t kPiece = 1024;
+  std::vector<std::pair<const Partial*, int64_t>> pieces;
+  for (const Partial& p : partials)
+    for (int64_t first = 0; first < p.n; first += kPiece) pieces.emplace_back(&p, first);
+  over_chunks_of_work(static_cast<int64_t>(pieces.size()), threads, [&](int64_t i) {
+    const auto [p, first] = pieces[i];
+    const int64_t n = std::min(kPiece, p->n - first);
+    double total[kPiece] = {};
+    for (int chunk = 0; chunk < kChunks; ++chunk)
+      for (int64_t j = 0; j < n; ++j) total[j] += p->chunks[chunk * p->n + first + j];
+    for (int64_t j = 0; j < n; ++j) p->out[first + j] = static_cast<float>(total[j]);
+  });
 }
 
 Aligned<float> transposed(const float* w, int64_t rows, int64_t columns) {
@@ -261,11 +275,14 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
     for (int64_t c = 0; inner(i) && c < norms_[i].channels; ++c)
       found.finish_backward(i, c, 1, found.first(i, c), found.second(i, c), gradients);
   second.launch(true, call.threads);
+  std::vector<Partial> partials;
   for (const Block& b : blocks_) {
     if (!weights) break;
-    over_chunks(call.work + b.d_pointwise, b.C * b.N, gradients.weights[b.pointwise]);
-    if (b.depthwise >= 0) over_chunks(call.work + b.d_depthwise, b.C * b.K * b.K, gradients.weights[b.depthwise]);
+    partials.push_back({call.work + b.d_pointwise, b.C * b.N, gradients.weights[b.pointwise]});
+    if (b.depthwise >= 0)
+      partials.push_back({call.work + b.d_depthwise, b.C * b.K * b.K, gradients.weights[b.depthwise]});
   }
+  add_up(partials, call.threads);
   return ran;
 }
 

@@ -82,11 +82,11 @@ struct MixStep {
 
 constexpr int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Scratch images: zeros (or another fill) around; rows of x begin at kMargin, every one as long as its margins need.
+// Scratch images: zeros (or another fill) around; rows of x begin at kMargin, and the next row's margin ends them.
 constexpr int64_t kMargin = kLanes;
 struct Frame {
   int64_t rows, ld;
-  Frame(int64_t H, int64_t W, int64_t border) : rows(H + 2 * border), ld(rounded_up(W, kLanes) + 2 * kMargin) {}
+  Frame(int64_t H, int64_t W, int64_t border) : rows(H + 2 * border), ld(rounded_up(W, kLanes) + kMargin) {}
   int64_t floats() const { return rows * ld + kMargin; }
 };
 
@@ -94,9 +94,10 @@ struct Frame {
 struct Group {
   int64_t images, plane, ld;
   Group(int64_t B, int64_t C, int64_t HW) : plane(rounded_up(HW, kLanes)) {
-    const int64_t chunk = (B + kChunks - 1) / kChunks, widest = C * plane > 40000 ? 1 : 40000 / (C * plane);
+    const int64_t chunk = (B + kChunks - 1) / kChunks, widest = 64000 / (C * plane);
     images = 1024 / plane < widest ? 1024 / plane : widest;
     images = images < 1 ? 1 : images > chunk ? chunk : images;
+    images = (chunk + (chunk + images - 1) / images - 1) / ((chunk + images - 1) / images);  // groups of one size
     ld = images * plane + kLanes;  // no multiple of the page size
   }
 };
