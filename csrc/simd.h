@@ -75,6 +75,9 @@ using Tail = Mask;
 FTSO_INLINE Tail tail(int64_t n) { return {static_cast<__mmask16>(n >= kLanes ? 0xffff : (1u << n) - 1)}; }
 FTSO_INLINE Vec load(const float* p, Tail t) { return {_mm512_maskz_loadu_ps(t.m, p)}; }  // 0 behind
 FTSO_INLINE void store(float* p, Vec a, Tail t) { _mm512_mask_storeu_ps(p, t.m, a.v); }
+// The lower half: what was stored so is handed on to a load at once, as masked stores are not.
+FTSO_INLINE Vec load_half(const float* p) { return {_mm512_zextps256_ps512(_mm256_loadu_ps(p))}; }
+FTSO_INLINE void store_half(float* p, Vec a) { _mm256_storeu_ps(p, _mm512_castps512_ps256(a.v)); }
 // Lane i: the sum of vector i.
 FTSO_INLINE Vec sums_of(const Vec (&v)[kLanes]) {
   __m512 quarters[4];
@@ -172,6 +175,8 @@ FTSO_INLINE Tail tail(int64_t n) { return {below8(n), below8(n - 8)}; }
 FTSO_INLINE Vec load(const float* p, Tail t) {
   return {_mm256_maskload_ps(p, _mm256_castps_si256(t.lo)), _mm256_maskload_ps(p + 8, _mm256_castps_si256(t.hi))};
 }
+FTSO_INLINE Vec load_half(const float* p) { return {_mm256_loadu_ps(p), _mm256_setzero_ps()}; }
+FTSO_INLINE void store_half(float* p, Vec a) { _mm256_storeu_ps(p, a.lo); }
 FTSO_INLINE void store(float* p, Vec a, Tail t) {
   _mm256_maskstore_ps(p, _mm256_castps_si256(t.lo), a.lo), _mm256_maskstore_ps(p + 8, _mm256_castps_si256(t.hi), a.hi);
 }
@@ -228,6 +233,10 @@ FTSO_INLINE Tail tail(int64_t n) { return {n < kLanes ? n : kLanes}; }
 FTSO_INLINE Vec load(const float* p, Tail t) { FTSO_LANES(i < t.n ? p[i] : 0); }
 FTSO_INLINE void store(float* p, Vec a, Tail t) {
   for (int64_t i = 0; i < t.n; ++i) p[i] = a.at[i];
+}
+FTSO_INLINE Vec load_half(const float* p) { FTSO_LANES(i < kLanes / 2 ? p[i] : 0); }
+FTSO_INLINE void store_half(float* p, Vec a) {
+  for (int i = 0; i < kLanes / 2; ++i) p[i] = a.at[i];
 }
 FTSO_INLINE Vec select(Tail t, Vec a, Vec b) { FTSO_LANES(i < t.n ? a.at[i] : b.at[i]); }
 #undef FTSO_LANES
