@@ -146,9 +146,7 @@ class MixedOp(nn.Module):
 
     def forward(self, x: Tensor, operator_weights: Tensor) -> Tensor:
         one, strides = torch.ones_like(operator_weights[:1]), [self.stride]
-        return kernels.partial_mix(
-            [x], one, operator_weights[None], self.weights(), self.operators, strides, self.k
-        )
+        return kernels.partial_mix([x], one, operator_weights[None], self.weights(), self.operators, strides, self.k)
 
 
 def _present(places: Sequence[tuple[nn.Module, str]]) -> list[Tensor]:
