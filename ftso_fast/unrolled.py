@@ -26,8 +26,9 @@ def unrolled_gradient(
         dL_val(w'(a), a)/da = dL_val(w', a)/da - lr d2L_train(w, a)/(da dw) g,      g = dL_val(w', a)/dw'
         d2L_train/(da dw) g ~ (dL_train(w + h g, a)/da - dL_train(w - h g, a)/da) / 2h,      h = radius / |g|
 
-    The step is the optimizer's own, momentum included, before its gradient is clipped. Weights and optimizer are left
-    as they were, to the bit. Source: DARTS, equations 7 and 8.
+    The step is the optimizer's own, momentum included, before its gradient is clipped. h is DARTS' own: so long a
+    difference crosses kinks of the ReLU, and is the derivative only where it crosses none (a small `radius`). Weights
+    and optimizer are left as they were, to the bit. Source: DARTS, equations 7 and 8.
     """
     weights, arch = net.weights(), net.arch_parameters()
     with net.only_weights():
