@@ -86,7 +86,7 @@ class Phase:
 
     inputs: by cell type, the states that each of its nodes read. betas, alphas: by cell type; empty where edges were
     not weighted, or where there was one operator. losses: (architecture, weight) cross entropies in nats. beta_only:
-    edges are ranked by their betas, whatever their operators.
+    edges are ranked by their betas, whatever their operators. kernel_calls: compiled kernels that ran, how often.
     """
 
     mode: str
@@ -99,6 +99,12 @@ class Phase:
     weight_steps: int
     losses: tuple[tuple[float, ...], tuple[float, ...]]
     seconds: dict[str, float]
+    kernel_calls: dict[str, int]
+
+    @property
+    def backend(self) -> str:
+        """Who computed: "cpu" where compiled kernels ran."""
+        return "cpu" if self.kernel_calls else "reference"
 
     def scores(self, cell: str, before: bool = False) -> list[float]:
         """`edge_scores` of a cell that reads every earlier state, after the search or before it."""

@@ -1,6 +1,7 @@
 """What a search found, how it went, and how far its answer can be trusted."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -19,13 +20,12 @@ SCHEMA = "ftso.search/1"
 class SearchResult:
     """The outcome of `search`. Printed, it says in a few lines what was found and how far to trust it.
 
-    topology_search: the only super-network's search, or the first's of two; its betas, alphas, losses and counts
-    are also the result's own. operator_search: the second's, or None. operators: the name of the first's set.
+    topology_search: the only super-network's search, or the first's of two; its betas, alphas, losses, counts and
+    backend are also the result's own. operator_search: the second's, or None. operators: the name of the first's set.
     replace: the operator of every edge, None where operators were searched. seconds: wall time by part and in total.
     peak_bytes: the largest resident memory of the process so far. isa: the instruction set of the cpu kernels, None
-    on the reference path. rounding: what `precision` cost, None in float32. kernel_calls: compiled kernels that ran,
-    with how often. Losses are cross entropies in nats on the search's own training batches: no accuracy of the found
-    network, which is not trained here.
+    on the reference path. rounding: what `precision` cost, None in float32. Losses are cross entropies in nats on the
+    search's own training batches: no accuracy of the found network, which is not trained here.
     """
 
     topology_search: Phase
@@ -38,13 +38,11 @@ class SearchResult:
     beta_only: bool
     k: int
     seed: int
-    backend: str
     isa: str | None
     precision: str
     rounding: Rounding | None
     seconds: dict[str, float]
     peak_bytes: int
-    kernel_calls: dict[str, int]
     data: DataReport
     config: SearchConfig
 
@@ -80,6 +78,16 @@ class SearchResult:
     @property
     def losses(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self.topology_search.losses
+
+    @property
+    def backend(self) -> str:
+        return self.topology_search.backend
+
+    @property
+    def kernel_calls(self) -> dict[str, int]:
+        """Compiled kernels that ran, with how often, over the whole search."""
+        second = {} if self.operator_search is None else self.operator_search.kernel_calls
+        return dict(Counter(self.topology_search.kernel_calls) + Counter(second))
 
     @property
     def topology(self) -> dict[str, Topology]:
@@ -189,6 +197,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
     return {
         "mode": phase.mode,
         "operators": phase.operators,
+        "backend": phase.backend,
         "iterations": phase.iterations,
         "weight_steps": phase.weight_steps,
         "losses": _losses(phase),

@@ -1,7 +1,7 @@
 """The alternating steps of one super-network's search: which batch goes where, at which rate, and what is recorded."""
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +50,7 @@ class Run:
         self.rounding: Rounding | None = None
         self.losses: tuple[list[float], list[float]] = ([], [])
         self.seconds: dict[str, float] = defaultdict(float)
+        self.calls = Counter(kernels.calls())
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -89,15 +90,17 @@ class Run:
         return done
 
     def _iteration(self, first: Batch | None, second: Batch | None, stepping: bool, lr: float) -> None:
-        before = kernels.calls() if kernels.requested() == "cpu" and not self.losses[0] + self.losses[1] else None
         if first and second and self.order == 2:
             self.unrolled_step(first, second, lr)
         elif first:
             self.architecture_step(first)
         if second and stepping:
             self.weight_step(second, lr)
-        if before is not None and kernels.calls() == before:
-            raise UsageError("backend 'cpu' was asked for, and no compiled kernel computes these operators")
+        first_iteration = len(self.losses[0]) + len(self.losses[1]) <= 2
+        if first_iteration and kernels.requested() == "cpu" and kernels.calls() == self.calls:
+            raise UsageError(
+                f"backend: 'cpu' was asked for, and no kernel computes {', '.join(self.net.space.operators)}"
+            )
 
     def architecture_step(self, batch: Batch) -> None:
         """One Adam step on betas and alphas; no weight gradient is computed."""
@@ -173,6 +176,7 @@ class Run:
             weight_steps=len(self.losses[1]),
             losses=(tuple(self.losses[0]), tuple(self.losses[1])),
             seconds=dict(self.seconds),
+            kernel_calls=dict(Counter(kernels.calls()) - self.calls),
         )
 
 

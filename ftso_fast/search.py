@@ -87,11 +87,10 @@ def search(
     )
     start = time.perf_counter()
     with _backend(backend):
-        before = Counter(kernels.calls())
         prepared = prepare(data, classes=classes, seed=seed, batch_size=plan.config.batch_size)
         phases, rounding = _phases(plan, prepared.report, Stream(prepared), progress, start)
-        ran = dict(Counter(kernels.calls()) - before)
-    seconds = sum((Counter(phase.seconds) for phase in phases), Counter())
+        isa = kernels.isa() if any(phase.kernel_calls for phase in phases) else None
+    seconds = sum((Counter(phase.seconds) for phase in phases), Counter[str]())
     return SearchResult(
         topology_search=phases[0],
         operator_search=phases[1] if len(phases) > 1 else None,
@@ -103,13 +102,11 @@ def search(
         beta_only=plan.beta_only,
         k=plan.k,
         seed=seed,
-        backend="cpu" if ran else "reference",
-        isa=kernels.isa() if ran else None,
+        isa=isa,
         precision=precision,
         rounding=rounding,
         seconds={**seconds, "total": time.perf_counter() - start},
         peak_bytes=_peak_bytes(),
-        kernel_calls=ran,
         data=prepared.report,
         config=plan.config,
     )

@@ -32,14 +32,16 @@ def describe(result: SearchResult) -> str:
     warm_up = METHODS[result.method].config.warmup_epochs
     if result.config.warmup_epochs < warm_up:
         lines.append(
-            f"Warm-up: {result.config.warmup_epochs} of {result.method}'s {warm_up} epochs without architecture steps."
+            f"Warm-up: {result.config.warmup_epochs} epochs without architecture steps, where {result.method} has "
+            f"{warm_up}."
         )
     return "\n".join([*lines, _trust(result), repr(result.genotype)])
 
 
 def _headline(result: SearchResult) -> str:
-    ran = f"{result.backend}/{result.isa}" if result.isa else result.backend
-    operators = "" if result.operators == "skip" else f", operators {result.operators}"
+    phases = [phase for phase in (result.topology_search, result.operator_search) if phase is not None]
+    ran = " then ".join(dict.fromkeys(f"cpu/{result.isa}" if p.kernel_calls else p.backend for p in phases))
+    operators = "" if result.operators in ("skip", "all") else f", operators {result.operators}"
     setting = f"{result.seconds['total']:.2f} s on {ran} (seed {result.seed}, k {result.k}{operators})"
     count = _counted(result.iterations, "iteration")
     if result.operator_search is not None:
@@ -61,14 +63,12 @@ def _trust(result: SearchResult) -> str:
     topology, operators = result.topology, result.operator_search
     changed = sum(map(len, result.changed.values()))
     free = sum(len(nodes) - 1 for nodes in topology.values())
-    text = (
-        f"Margins are in units of the learning rate. The search changed {changed} of {free} free nodes "
-        "from its random start"
-    )
+    text = f"Margins are in units of the learning rate. The search changed {changed} of {free} free nodes"
     if result.replace is None:
         phase = operators or result.topology_search
         edges = sum(map(len, result.choices.values()))
         text += f" and {phase.operators_changed(topology)} of {edges} operators"
+    text += " from its random start"
     phases = [result.topology_search, *([operators] if operators else [])]
     short = [phase for phase in phases if phase.iterations * result.config.arch_lr < 5 * SPREAD]
     return text + (_warning(short[0], result.config.arch_lr) if short else "") + "."

@@ -27,7 +27,7 @@ def phase_of(betas=None, alphas=None, operators=OPERATORS, inputs=FULL, beta_onl
         return dict.fromkeys(("normal", "reduce"), kind(zeros, tuple(rows), zeros))
 
     cells = dict.fromkeys(("normal", "reduce"), inputs)
-    return Phase("1it", operators, cells, both(Betas, betas), both(Alphas, alphas), beta_only, 1, 0, ((), ()), {})
+    return Phase("1it", operators, cells, both(Betas, betas), both(Alphas, alphas), beta_only, 1, 0, ((), ()), {}, {})
 
 
 def test_scores_are_the_logarithm_of_the_product():
