@@ -119,7 +119,9 @@ def _phases(
     lengths = [length.iterations(stream.iterations_per_epoch) for length in plan.phases]
     total = None if None in lengths else sum(filter(None, lengths))
     phases: list[Phase] = []
-    rounding, topology, state = None, None, None
+    rounding: Rounding | None = None
+    topology: dict[str, Topology] | None = None
+    state: torch.Tensor | None = None
     done = 0
 
     def shown(now: int, _: int | None) -> None:
@@ -140,11 +142,13 @@ def _phases(
         if topology is None:
             topology = {cell: phase.topology(cell) for cell in CELLS}
         start = time.perf_counter()
+        if len(phases) < len(plan.phases):
+            kernels.release_memory()  # the next super-network works in memory of another size
     return phases, rounding
 
 
 def _network(
-    plan: Plan, report: DataReport, space: SearchSpace, topology: dict[str, Topology] | None, state: Any
+    plan: Plan, report: DataReport, space: SearchSpace, topology: dict[str, Topology] | None, state: torch.Tensor | None
 ) -> tuple[SuperNet, torch.Tensor]:
     """A fresh super-network and the state of its random numbers: the next network's go on where they ended."""
     with torch.random.fork_rng(devices=[]):

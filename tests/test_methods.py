@@ -11,6 +11,8 @@ from searching import Run, answer, batches, document, small
 
 from ftso_fast import DARTS, OPERATOR_SETS, PRIMITIVES, Genotype
 
+run_module = importlib.import_module("ftso_fast.run")
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CELLS = ("normal", "reduce")
@@ -179,6 +181,27 @@ def test_second_order_takes_another_road():
     assert (second.order, second.weight_steps) == (2, 0)
     assert answer(small(order=2, final_weight_step=True, **options)) == answer(second)
     assert "second order" in str(second)
+
+
+def test_second_order_looks_at_the_weight_step_that_follows(monkeypatch):
+    """The same training batch, at the same rate."""
+    unrolled, stepped = [], []
+    gradient, step = run_module.unrolled_gradient, Run.weight_step
+
+    def looked(net, valid, train, sgd, lr):
+        unrolled.append((float(valid.images[0, 0, 0, 0]), float(train.images[0, 0, 0, 0]), lr))
+        return gradient(net, valid, train, sgd, lr)
+
+    def taken(run, batch, lr):
+        stepped.append((float(batch.images[0, 0, 0, 0]), lr))
+        return step(run, batch, lr)
+
+    monkeypatch.setattr(run_module, "unrolled_gradient", looked)
+    monkeypatch.setattr(Run, "weight_step", taken)
+    small((batches(5)[:2], batches(5)[2:]), "2ep", method="darts", order=2, cells=3, channels=4)
+    assert [images for *images, _ in unrolled] == [[2, 0], [3, 1], [4, 0], [2, 1]]
+    assert [lr for *_, lr in unrolled] == [0.025, 0.025, 0.0125, 0.0125]
+    assert stepped == [(train, lr) for _, train, lr in unrolled[:3]]
 
 
 @pytest.mark.parametrize("method", ["pc-darts", "darts"])
