@@ -152,7 +152,7 @@ def test_the_arena_holds_either_kind_of_pass(C, k, cells):
 
 
 def raw_and_pooled(net, images):
-    """Floats of the raw outputs of all convolutions but the stem's, whose size their batch norm keeps, and of the inputs
+    """Floats of the raw outputs of all convolutions but the stem's, whose size batch norm keeps, and of the inputs
     of reduction cells pooled."""
     sizes = []
     for module in net.cells.modules():
