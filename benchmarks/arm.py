@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ftso_fast import CIFAR10, PRESETS, SearchConfig, SuperNet, search
 from ftso_fast.batch import Batch
-from ftso_fast.search import _Run
+from ftso_fast.run import Run
 
 MEMORY = {
     "default": {},
@@ -166,7 +166,7 @@ class Iteration:
         net = prepared(SuperNet(CLASSES, config.channels, config.cells, k=4), arm)
         for betas in net.betas():
             betas.data.normal_(0, 0.3)
-        self.run, self.data = _Run(net, config), data
+        self.run, self.data = Run(net, config), data
         self.steps: Calls = {"architecture step": self.architecture, "weight step": self.weights}
 
     def architecture(self) -> None:
@@ -235,7 +235,7 @@ def traced(step: Callable[[], Any], n: int = 10) -> list[dict[str, Any]]:
 
 def fresh_search(arm: str, found: Found) -> None:
     """The first search of this process, one iteration, batches in memory."""
-    module = sys.modules[_Run.__module__]
+    module = sys.modules["ftso_fast.search"]
     module.SuperNet = lambda *args: prepared(SuperNet(*args), arm)  # type: ignore[attr-defined]
     data = [(batch.images, batch.labels) for batch in batches(arm)]
     before = memory_mb("VmRSS")

@@ -63,7 +63,7 @@ def least_barriers() -> dict[str, dict[str, int]]:
     with use_backend("reference"):
         net = SuperNet(10, CIFAR10.channels, CIFAR10.cells, k=4)
         whole = _graph(net)
-        with net.only_betas():
+        with net.only_arch():
             betas = _graph(net)
         with net.only_weights():
             weights = _graph(net)

@@ -1,11 +1,11 @@
 """ftso_fast: find a convolutional cell architecture in one iteration (FTSO), on compiled kernels."""
 
-from .config import CIFAR10, CIFAR10_BATCH64, IMAGENET, PRESETS, SearchConfig
+from .config import CIFAR10, CIFAR10_BATCH64, DARTS_CIFAR10, IMAGENET, PC_DARTS_CIFAR10, PRESETS, SearchConfig
 from .errors import DataError, NumericalError, UsageError
 from .genotype import PRIMITIVES, Genotype
 from .result import SearchResult
 from .search import search
-from .space import DARTS, SearchSpace
+from .space import DARTS, OPERATOR_SETS, SearchSpace
 from .supernet import SuperNet
 
 __version__ = "0.1.0"
@@ -13,7 +13,10 @@ __all__ = [
     "CIFAR10",
     "CIFAR10_BATCH64",
     "DARTS",
+    "DARTS_CIFAR10",
     "IMAGENET",
+    "OPERATOR_SETS",
+    "PC_DARTS_CIFAR10",
     "PRESETS",
     "PRIMITIVES",
     "DataError",

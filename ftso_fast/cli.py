@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import PRESETS
+from .config import METHODS, PRESETS
 from .errors import DataError, NumericalError, UsageError
 from .genotype import REPLACEMENTS, Genotype
+from .space import OPERATOR_SETS
 
 if TYPE_CHECKING:
-    from .search import Progress
+    from .run import Progress
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,24 +28,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    search = commands.add_parser("search", help="search a topology on images and print the genotype")
+    search = commands.add_parser("search", help="search a cell on images and print the genotype")
     search.add_argument(
         "--data",
         required=True,
         metavar="digits|FILE.npz|DIR",
         help="scikit-learn's digits (a smoke set), an npz file with x_train and y_train, or CIFAR-10's binary folder",
     )
-    search.add_argument("--mode", default="1it", metavar="Nit|Nep", help="iterations or epochs (default: 1it)")
+    search.add_argument(
+        "--mode",
+        default="1it",
+        metavar="Nit|Nep",
+        help="iterations or epochs (default: 1it); 1ep+18ep searches the topology, then operators on it",
+    )
+    search.add_argument("--method", default="ftso", help=f"one of {', '.join(METHODS)} (default: ftso)")
+    search.add_argument(
+        "--operators",
+        metavar="SET",
+        help=f"on every edge of ftso's topology search: {', '.join(OPERATOR_SETS)} (default: skip)",
+    )
+    search.add_argument("--second-order", action="store_true", help="pc-darts and darts: the unrolled gradient")
+    search.add_argument("--beta-only", action="store_true", help="rank edges by beta, not by beta times best alpha")
     search.add_argument("--seed", type=int, default=0, help="decides everything random (default: 0)")
-    search.add_argument("--k", type=int, default=4, help="process 1/k of the channels (default: 4; 1: DARTS)")
+    search.add_argument("--k", type=int, help="process 1/k of the channels (default: 4; darts: 1)")
     search.add_argument(
         "--replace",
-        default="sep_conv_3x3",
         metavar="OP",
-        help=f"operator of every kept edge: {', '.join(REPLACEMENTS)}",
+        help=f"operator of every kept edge, ftso: {', '.join(REPLACEMENTS)} (default: sep_conv_3x3)",
     )
     search.add_argument("--classes", type=int, help="number of classes (default: found in the data)")
-    search.add_argument("--preset", default="cifar10", help=f"Table 4's settings: {', '.join(PRESETS)}")
+    search.add_argument("--preset", help=f"Table 4's settings: {', '.join(PRESETS)} (default: the method's own)")
     search.add_argument("--backend", help="cpu or reference; runs or fails (default: the fastest that can)")
     search.add_argument(
         "--precision",
@@ -110,7 +123,7 @@ def _search(args: argparse.Namespace) -> None:
     from .readers import read_images
     from .search import search
 
-    if args.preset not in PRESETS:
+    if args.preset not in (None, *PRESETS):
         raise UsageError(f"preset: expected one of {', '.join(PRESETS)}, got {args.preset!r}")
     if args.threads is not None:
         if args.threads < 1:
@@ -120,13 +133,17 @@ def _search(args: argparse.Namespace) -> None:
         result = search(
             read_images(args.data),
             args.mode,
+            method=args.method,
+            operators=args.operators,
             replace=args.replace,
+            order=2 if args.second_order else 1,
+            beta_only=args.beta_only,
             k=args.k,
             classes=args.classes,
             seed=args.seed,
             backend=args.backend,
             precision=args.precision,
-            config=PRESETS[args.preset],
+            config=PRESETS[args.preset] if args.preset else None,
             progress=progress,
         )
     if args.out:

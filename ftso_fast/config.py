@@ -14,10 +14,10 @@ class SearchConfig:
 
     cells, channels: of the super-network (6 normal + 2 reduction cells, 16 channels).
     batch_size: for data that come without one; the paper names none, 256 is PC-DARTS'.
-    weight_lr, weight_schedule: SGD with momentum on the weights; "cosine" falls to 0 over the epochs, set once
-    an epoch (a search within one epoch keeps the first rate).
-    grad_clip, arch_grad_clip: largest 2-norm of the weights' and the betas' gradient; None: not clipped.
-    arch_*: Adam on the betas.
+    weight_lr, weight_schedule: SGD with momentum on the weights; "cosine" falls to weight_lr_min over the epochs,
+    set once an epoch (a search within one epoch keeps the first rate).
+    grad_clip, arch_grad_clip: largest 2-norm of the weights' and the architecture's gradient; None: not clipped.
+    arch_*: Adam on the betas and alphas.
     warmup_epochs: epochs before the first architecture step.
     final_weight_step: the weight step after the last architecture step cannot change the answer; off by default.
 
@@ -28,6 +28,7 @@ class SearchConfig:
     channels: int = 16
     batch_size: int = 256
     weight_lr: float = 0.025
+    weight_lr_min: float = 0.0
     weight_schedule: Literal["cosine", "constant"] = "cosine"
     momentum: float = 0.9
     weight_decay: float = 3e-4
@@ -45,12 +46,17 @@ class SearchConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"config.{name}: expected a whole number of at least {least}, got {value!r}")
-        for name in ("weight_lr", "momentum", "weight_decay", "arch_lr", "arch_eps", "arch_weight_decay"):
+        rates = ("weight_lr", "weight_lr_min", "momentum", "weight_decay", "arch_lr", "arch_eps", "arch_weight_decay")
+        for name in rates:
             value = getattr(self, name)
             if not isinstance(value, float | int) or not 0 <= value < math.inf:
                 raise UsageError(f"config.{name}: expected a finite number of at least 0, got {value!r}")
         if self.arch_lr == 0:
             raise UsageError("config.arch_lr: expected a positive number, got 0, which would search nothing")
+        if self.weight_lr_min > self.weight_lr:
+            raise UsageError(
+                f"config.weight_lr_min: expected at most weight_lr ({self.weight_lr}), got {self.weight_lr_min}"
+            )
         for name in ("grad_clip", "arch_grad_clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -64,7 +70,8 @@ class SearchConfig:
         """The weights' learning rate in `epoch` (from 0) of `epochs`."""
         if self.weight_schedule == "constant":
             return self.weight_lr
-        return 0.5 * self.weight_lr * (1 + math.cos(math.pi * epoch / epochs))
+        fall = 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        return self.weight_lr_min + (self.weight_lr - self.weight_lr_min) * fall
 
 
 CIFAR10 = SearchConfig()
@@ -72,6 +79,30 @@ CIFAR10_BATCH64 = SearchConfig(batch_size=64)
 IMAGENET = SearchConfig(batch_size=1024, weight_lr=0.5, weight_schedule="constant", arch_lr=6e-3, arch_grad_clip=5.0)
 PRESETS = {"cifar10": CIFAR10, "cifar10-batch64": CIFAR10_BATCH64, "imagenet": IMAGENET}
 """Table 4's search columns by name; batch sizes are PC-DARTS' and DARTS'."""
+
+
+PC_DARTS_CIFAR10 = SearchConfig(weight_lr=0.1, warmup_epochs=15)
+DARTS_CIFAR10 = SearchConfig(batch_size=64, weight_lr=0.025, weight_lr_min=0.001, arch_lr=3e-4)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method searches: 1/k of the channels processed; weighted_edges: with betas; stages: topology first,
+    operators second, or both from one network of all operators."""
+
+    name: str
+    config: SearchConfig
+    k: int = 4
+    weighted_edges: bool = True
+    stages: bool = False
+
+
+METHODS = {
+    "ftso": Method("ftso", CIFAR10, stages=True),
+    "pc-darts": Method("pc-darts", PC_DARTS_CIFAR10),
+    "darts": Method("darts", DARTS_CIFAR10, k=1, weighted_edges=False),
+}
+"""FTSO and the two methods that it builds on, each with the settings that it was published with for CIFAR-10."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +113,21 @@ class Mode:
     unit: Literal["it", "ep"]
 
     @classmethod
-    def parse(cls, text: str) -> "Mode":
-        """Read '1it', '2it', '1ep', '50ep', ... as the paper's Table 3 writes them; raises UsageError."""
-        match = re.fullmatch(r"([1-9][0-9]{0,6})(it|ep)", text) if isinstance(text, str) else None
-        if match is None:
-            raise UsageError(f"mode: expected 'Nit' or 'Nep', such as '1it' or '50ep', got {text!r}")
-        return cls(int(match[1]), "it" if match[2] == "it" else "ep")
+    def parse(cls, text: str) -> "tuple[Mode, ...]":
+        """Read '1it', '50ep', ..., or two of them for topology and operators, '1ep+18ep', as the paper's Table 3
+        writes them; raises UsageError."""
+        parts = text.split("+") if isinstance(text, str) else []
+        found = [re.fullmatch(r"([1-9][0-9]{0,6})(it|ep)", part) for part in parts]
+        if not 1 <= len(found) <= 2 or None in found:
+            raise UsageError(
+                "mode: expected 'Nit' or 'Nep', such as '1it' or '50ep', or topology and operators as in '1ep+18ep', "
+                f"got {text!r}"
+            )
+        return tuple(cls(int(m[1]), "it" if m[2] == "it" else "ep") for m in found if m)
+
+    def iterations(self, per_epoch: int | None) -> int | None:
+        """How many iterations that is; None where an epoch's length is not known."""
+        return self.count if self.unit == "it" else per_epoch and self.count * per_epoch
 
     def __str__(self) -> str:
         return f"{self.count}{self.unit}"

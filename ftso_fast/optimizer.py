@@ -48,6 +48,14 @@ class SGD:
         self.velocity: list[Tensor] | None = None
 
     @torch.no_grad()
+    def directions(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """What a step would subtract, times its rate; nothing is moved or remembered."""
+        own = [g + self.weight_decay * t for t, g in zip(self.tensors, grads, strict=True)]
+        if self.velocity is None:
+            return own
+        return [self.momentum * v + d for v, d in zip(self.velocity, own, strict=True)]
+
+    @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr: float) -> None:
         directions = [g + self.weight_decay * t for t, g in zip(self.tensors, grads, strict=True)]
         if self.velocity is None:

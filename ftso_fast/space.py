@@ -1,10 +1,28 @@
-"""The search space of the topology super-network: how many nodes, which operators, what replaces them."""
+"""The search space of the super-networks: how many nodes, which operators, what replaces them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .genotype import N_INPUTS, REPLACEMENTS
+from .genotype import N_INPUTS, PRIMITIVES, REPLACEMENTS
+
+CELLS = ("normal", "reduce")
+Topology = tuple[tuple[int, ...], ...]
+"""Per node of a cell, the states that it reads (0, 1: the cell's inputs; 2..5: nodes)."""
+
+
+def _in_order(*operators: str) -> tuple[str, ...]:
+    return tuple(name for name in PRIMITIVES if name in operators)
+
+
+OPERATOR_SETS = {
+    "skip": ("skip_connect",),
+    "max_pool": ("max_pool_3x3",),
+    "sep3": ("sep_conv_3x3",),
+    "3op": _in_order("max_pool_3x3", "skip_connect", "none"),
+    "4op": _in_order("sep_conv_3x3", "max_pool_3x3", "skip_connect", "none"),
+}
+"""What the topology search may put on every edge (FTSO, Table 3), in the order of PRIMITIVES."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +41,12 @@ class SearchSpace:
     @property
     def n_edges(self) -> int:
         """Edges of one cell before pruning: 2 + 3 + ... + (n_nodes + 1), 14 for four nodes."""
-        return sum(range(N_INPUTS, N_INPUTS + self.n_nodes))
+        return sum(map(len, self.full))
+
+    @property
+    def full(self) -> Topology:
+        """Every node reads every earlier state."""
+        return tuple(tuple(range(N_INPUTS + node)) for node in range(self.n_nodes))
 
 
 DARTS = SearchSpace(name="darts")

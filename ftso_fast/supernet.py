@@ -1,14 +1,15 @@
-"""The topology super-network: PC-DARTS' network with the skip connection as its only operator (FTSO, section 3.2).
+"""The super-network of every search: PC-DARTS' network over any set of operators (FTSO, section 3.2).
 
 Edge weights: one vector of 14 betas for all normal cells and one for all reduction cells; an edge weighs its
-softmax among the edges of its node. Partial channels: an operator sees the first 1/k of the channels, the rest
-bypasses it, a channel shuffle mixes both (PC-DARTS, section 3.1). At stride 1 a skip connection then is the
-shuffle alone, so a normal cell is one operation (`kernels.skip_cell`); at stride 2 it is a FactorizedReduce of
-its own per edge beside a max-pooled bypass. The modules here are the definition; in float32 on the cpu the compiled
-chain of `kernels.skip_net` computes the same.
+softmax among the edges of its node. Operator weights: one row of alphas for each edge, under a softmax of their own.
+Partial channels: an operator sees the first 1/k of the channels, the rest bypasses it, a channel shuffle mixes both
+(PC-DARTS, section 3.1). With the skip connection alone an edge of stride 1 then is the shuffle, so a normal cell is
+one operation (`kernels.skip_cell`); at stride 2 it is a FactorizedReduce of its own per edge beside a max-pooled
+bypass. These modules are the definition; in float32 on the cpu the compiled chain of `kernels.skip_net` computes the
+same. Other sets of operators: `mixed.MixedCell`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import UsageError
+from .genotype import N_INPUTS
 from .kernels import NetSpec, channel_shuffle, choose, cpu_cannot, skip_cell, skip_net
+from .mixed import MixedCell
 from .operations import FactorizedReduce, ReLUConvBN, batch_norm
-from .space import DARTS, SearchSpace
+from .space import CELLS, DARTS, SearchSpace, Topology
 
-BETA_SPREAD = 1e-3
+SPREAD = 1e-3
+"""Deviation of the architecture parameters' random start."""
 
 
 class Cell(nn.Module):
@@ -76,13 +80,17 @@ class SuperNet(nn.Module):
     """Images (B, in_channels, H, W), H and W divisible by 4, to logits (B, classes).
 
     Stem, `layers` cells of which those at layers//3 and 2*layers//3 halve the image and double the channels,
-    mean over the image, linear classifier. `betas_normal` and `betas_reduce` (float64, 1e-3 times a standard
-    normal draw) are outside `parameters()`. Always normalises by the batch's own statistics. Random numbers come
-    from torch's global generator: weights first, then betas. `precision`: what the cpu backend multiplies in
-    (`kernels.PRECISIONS`); anything but "float32" is refused by the reference path.
+    mean over the image, linear classifier. `topology`: the states that each node of a cell reads; None: all earlier
+    ones. `weighted_edges`: without, every edge weighs 1 (DARTS) and there are no betas.
 
-    Raises UsageError where k does not divide the channels or a size is not positive.
-    Source: FTSO section 3.2 and Table 4; PC-DARTS, section 3.
+    `alphas_normal`, `alphas_reduce` (edges, operators) and `betas_normal`, `betas_reduce` (edges,), float64, 1e-3
+    times a standard normal draw, are outside `parameters()`; None where there is nothing to choose: no alphas with
+    one operator. Always normalises by the batch's own statistics. Random numbers come from torch's global generator:
+    weights, alphas, betas. `precision`: what the cpu backend multiplies in (`kernels.PRECISIONS`); anything but
+    "float32" is for the skip-only network there.
+
+    Raises UsageError where k does not divide the channels, a size is not positive, or the topology is none.
+    Source: FTSO section 3.2 and Table 4; PC-DARTS, section 3; DARTS, section 2.
     """
 
     def __init__(
@@ -93,16 +101,13 @@ class SuperNet(nn.Module):
         k: int = 4,
         in_channels: int = 3,
         space: SearchSpace = DARTS,
+        topology: Mapping[str, Topology] | None = None,
+        weighted_edges: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (("classes", classes), ("channels", channels), ("layers", layers), ("k", k)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name}: expected a positive whole number, got {value!r}")
-        if channels % k:
-            raise UsageError(f"k: expected a divisor of the {channels} channels (1/k of them are processed), got {k}")
-        if in_channels not in (1, 3):
-            raise UsageError(f"in_channels: expected 1 (grey) or 3 (colour), got {in_channels!r}")
-        self.space = space
+        _check_sizes(classes, channels, layers, k, in_channels)
+        self.space, self.topology = space, _checked(topology, space)
+        self.skip_only = space.operators == ("skip_connect",) and topology is None and weighted_edges
         self.spec = NetSpec(channels, layers, k)
         self.in_channels = in_channels
         self.precision = "float32"
@@ -116,18 +121,34 @@ class SuperNet(nn.Module):
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
             C *= 1 + reduction
-            self.cells.append(Cell(c_prev_prev, c_prev, C, k, reduction, reduction_prev, space.n_nodes))
+            self.cells.append(self._cell(c_prev_prev, c_prev, C, reduction, reduction_prev))
             reduction_prev = reduction
             c_prev_prev, c_prev = c_prev, space.n_nodes * C
         self.classifier = nn.Linear(c_prev, classes)
         self._places = [(module, name) for module in self.modules() for name in module._parameters]
-        self.betas_normal, self.betas_reduce = (
-            (BETA_SPREAD * torch.randn(space.n_edges, dtype=torch.float64)).requires_grad_() for _ in range(2)
-        )
+        edges = [sum(map(len, self.topology[cell])) for cell in CELLS]
+        n = len(space.operators)
+        self.alphas_normal, self.alphas_reduce = (_start(e, n) if n > 1 else None for e in edges)
+        self.betas_normal, self.betas_reduce = (_start(e) if weighted_edges else None for e in edges)
 
-    def betas(self) -> tuple[Tensor, Tensor]:
-        """The architecture parameters: normal, reduce."""
-        return self.betas_normal, self.betas_reduce
+    def _cell(self, c_prev_prev: int, c_prev: int, C: int, reduction: bool, reduction_prev: bool) -> nn.Module:
+        k, space = self.spec.k, self.space
+        if self.skip_only:
+            return Cell(c_prev_prev, c_prev, C, k, reduction, reduction_prev, space.n_nodes)
+        inputs = self.topology[CELLS[reduction]]
+        return MixedCell(c_prev_prev, c_prev, C, k, reduction, reduction_prev, inputs, space.operators)
+
+    def betas(self) -> tuple[Tensor, ...]:
+        """The edges' parameters: normal, reduce; empty where edges are not weighted."""
+        return tuple(t for t in (self.betas_normal, self.betas_reduce) if t is not None)
+
+    def alphas(self) -> tuple[Tensor, ...]:
+        """The operators' parameters: normal, reduce; empty where there is one operator."""
+        return tuple(t for t in (self.alphas_normal, self.alphas_reduce) if t is not None)
+
+    def arch_parameters(self) -> list[Tensor]:
+        """All that an architecture step moves: betas, then alphas."""
+        return [*self.betas(), *self.alphas()]
 
     def weights(self) -> list[Tensor]:
         """`parameters()` without its walk through all modules, which every step would take twice."""
@@ -137,8 +158,8 @@ class SuperNet(nn.Module):
     def edge_weights(self, betas: Tensor) -> Tensor:
         """Softmax of a flat beta vector over the edges of each node."""
         bounds = [0]
-        for node in range(self.space.n_nodes):
-            bounds.append(bounds[-1] + 2 + node)
+        for node in self.topology["normal"]:
+            bounds.append(bounds[-1] + len(node))
         return torch.cat([betas[a:b].softmax(0) for a, b in pairwise(bounds)])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -147,6 +168,8 @@ class SuperNet(nn.Module):
                 f"images: expected shape (B, {self.in_channels}, H, W) with H and W divisible by 4, "
                 f"got {tuple(images.shape)}"
             )
+        if not self.skip_only:
+            return self._mixed(images)
         normal, reduce = (self.edge_weights(b).to(images.dtype) for b in self.betas())
         table = {"cpu": self._fused, "reference": self._textbook}
         cannot = cpu_cannot(images, self.spec)
@@ -158,24 +181,71 @@ class SuperNet(nn.Module):
 
     def _textbook(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
         """The definition, cell after cell; differentiable as often as wanted."""
-        s0 = s1 = self.stem(images)
-        for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, reduce if cell.reduction else normal)
-        return self.classifier(s1.mean((2, 3)))
+        return self._chain(images, (normal,), (reduce,))
 
     def _fused(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
         """The same by the compiled chain of stages."""
         return skip_net(images, normal, reduce, self.weights(), self.spec, self.precision)
 
+    def _mixed(self, images: Tensor) -> Tensor:
+        """Any operators, cell after cell."""
+        if self.precision != "float32":
+            raise UsageError(f"precision: expected float32 for any network but the skip-only one, got {self.precision}")
+        edges: list[Tensor] = [self.edge_weights(b).to(images.dtype) for b in self.betas()]
+        operators: list[Tensor] = [a.softmax(1).to(images.dtype) for a in self.alphas()]
+        counts = [sum(map(len, self.topology[cell])) for cell in CELLS]
+        edges = edges or [images.new_ones(n) for n in counts]
+        operators = operators or [images.new_ones(n, 1) for n in counts]
+        return self._chain(images, (edges[0], operators[0]), (edges[1], operators[1]))
+
+    def _chain(self, images: Tensor, normal: tuple[Tensor, ...], reduce: tuple[Tensor, ...]) -> Tensor:
+        s0 = s1 = self.stem(images)
+        for cell in self.cells:
+            s0, s1 = s1, cell(s0, s1, *(reduce if cell.reduction else normal))
+        return self.classifier(s1.mean((2, 3)))
+
     @contextmanager
-    def only_betas(self) -> Iterator[None]:
+    def only_arch(self) -> Iterator[None]:
         """Within the block weights ask for no gradient: an architecture step then computes none."""
         yield from _without_gradient(self.weights())
 
     @contextmanager
     def only_weights(self) -> Iterator[None]:
-        """Within the block betas ask for no gradient: a weight step then computes none."""
-        yield from _without_gradient(list(self.betas()))
+        """Within the block betas and alphas ask for no gradient: a weight step then computes none."""
+        yield from _without_gradient(self.arch_parameters())
+
+
+def _check_sizes(classes: int, channels: int, layers: int, k: int, in_channels: int) -> None:
+    for name, value in (("classes", classes), ("channels", channels), ("layers", layers), ("k", k)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UsageError(f"{name}: expected a positive whole number, got {value!r}")
+    if channels % k:
+        raise UsageError(f"k: expected a divisor of the {channels} channels (1/k of them are processed), got {k}")
+    if in_channels not in (1, 3):
+        raise UsageError(f"in_channels: expected 1 (grey) or 3 (colour), got {in_channels!r}")
+
+
+def _checked(topology: Mapping[str, Topology] | None, space: SearchSpace) -> dict[str, Topology]:
+    """Both cells' predecessors, ascending."""
+    if topology is None:
+        return dict.fromkeys(CELLS, space.full)
+    if set(topology) != set(CELLS):
+        raise UsageError(f"topology: expected the cells {' and '.join(CELLS)}, got {sorted(topology)}")
+    for cell, nodes in topology.items():
+        legal = len(nodes) == space.n_nodes and all(
+            len(set(node)) == len(node) == N_INPUTS and set(node) <= set(range(N_INPUTS + n))
+            for n, node in enumerate(nodes)
+        )
+        if not legal:
+            raise UsageError(
+                f"topology of {cell}: expected two different earlier states for each of {space.n_nodes} nodes, "
+                f"got {nodes!r}"
+            )
+    return {cell: tuple(tuple(sorted(node)) for node in topology[cell]) for cell in CELLS}
+
+
+def _start(*shape: int) -> Tensor:
+    return (SPREAD * torch.randn(shape, dtype=torch.float64)).requires_grad_()
 
 
 def _without_gradient(tensors: list[Tensor]) -> Iterator[None]:

@@ -11,8 +11,21 @@ from ftso_fast import SearchConfig, search
 
 # the name `ftso_fast.search` is the function
 search_module = importlib.import_module("ftso_fast.search")
-Run = search_module._Run
+Run = importlib.import_module("ftso_fast.run").Run
 
+OPTIONS = [
+    "seed",
+    "k",
+    "backend",
+    "classes",
+    "progress",
+    "method",
+    "operators",
+    "replace",
+    "order",
+    "beta_only",
+    "space",
+]
 SMALL = SearchConfig(cells=4, channels=8, batch_size=8)
 NORMAL_CELLS = 2  # of SMALL's four
 
@@ -35,7 +48,7 @@ def batches(n, seed=0, size=8, B=4):
 
 
 def small(data=None, mode="1it", **changes):
-    options = {name: changes.pop(name) for name in ("seed", "k", "backend", "classes", "progress") if name in changes}
+    options = {name: changes.pop(name) for name in OPTIONS if name in changes}
     config = dataclasses.replace(SMALL, **changes)
     return search(arrays() if data is None else data, mode, config=config, **options)
 

@@ -21,7 +21,7 @@ PACKAGE = sorted((ROOT / "ftso_fast").glob("*.py"))
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 NATIVE = sorted((ROOT / "csrc").iterdir())
 CMAKE = (ROOT / "CMakeLists.txt").read_text()
-TORCH_FREE = {"genotype", "space", "config", "errors", "draw"}
+TORCH_FREE = {"genotype", "space", "config", "errors", "draw", "phase"}
 
 
 def imports(path):

@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
-from searching import SMALL, Run, answer, arrays, batches, search_module, small
+from searching import SMALL, Run, answer, arrays, batches, small
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ftso_fast import CIFAR10, IMAGENET, PRESETS, SearchConfig, UsageError, kernels, search
+from ftso_fast import CIFAR10, IMAGENET, PRESETS, SearchConfig, SuperNet, UsageError, kernels, search
 from ftso_fast.config import Mode
+from ftso_fast.data import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,8 +92,8 @@ def counted(step, *args):
 
 def a_run(cells=8):
     torch.manual_seed(0)
-    net = search_module.SuperNet(4, 8, cells)
-    batch = search_module.Batch(torch.randn(4, 3, 16, 16), torch.arange(4))
+    net = SuperNet(4, 8, cells)
+    batch = Batch(torch.randn(4, 3, 16, 16), torch.arange(4))
     return Run(net, SMALL), batch, sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
 
 
@@ -266,17 +267,39 @@ def test_a_search_that_ends_in_its_warm_up_is_refused(mode):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "it", "0it", "01it", "-1it", "1.5it", "1 it", "1IT", "1it\n", "1it+1ep", "99999999it", None, 1]
+    "text",
+    [
+        "",
+        "1",
+        "it",
+        "0it",
+        "01it",
+        "-1it",
+        "1.5it",
+        "1 it",
+        "1IT",
+        "1it\n",
+        "1it+",
+        "+1it",
+        "1it+1ep+1it",
+        "99999999it",
+        None,
+        1,
+    ],
 )
 def test_bad_mode(text):
-    with pytest.raises(UsageError, match="mode: expected 'Nit' or 'Nep', such as '1it' or '50ep', got "):
+    with pytest.raises(
+        UsageError, match=r"mode: expected 'Nit' or 'Nep', such as '1it' or '50ep', or .* '1ep\+18ep', got "
+    ):
         small(mode=text)
 
 
 def test_modes():
-    assert Mode.parse("1it") == Mode(1, "it")
-    assert Mode.parse("50ep") == Mode(50, "ep")
-    assert str(Mode.parse("50ep")) == "50ep"
+    assert Mode.parse("1it") == (Mode(1, "it"),)
+    assert Mode.parse("1ep+18ep") == (Mode(1, "ep"), Mode(18, "ep"))
+    assert [str(mode) for mode in Mode.parse("50ep+2it")] == ["50ep", "2it"]
+    assert [Mode(3, unit).iterations(5) for unit in ("it", "ep")] == [3, 15]
+    assert [Mode(3, unit).iterations(None) for unit in ("it", "ep")] == [3, None]
 
 
 @pytest.mark.parametrize(
@@ -290,6 +313,7 @@ def test_modes():
         ("warmup_epochs", 0.5),
         ("weight_lr", -0.1),
         ("weight_lr", math.nan),
+        ("weight_lr_min", 0.03),
         ("momentum", "0.9"),
         ("arch_lr", 0.0),
         ("arch_lr", math.inf),
@@ -311,6 +335,7 @@ def test_presets_are_table_4s():
         "channels": 16,
         "batch_size": 256,
         "weight_lr": 0.025,
+        "weight_lr_min": 0.0,
         "weight_schedule": "cosine",
         "momentum": 0.9,
         "weight_decay": 3e-4,

@@ -5,6 +5,7 @@ import torch
 from ftso_fast.kernels import NetSpec, skip_net
 
 from ftso_fast import SuperNet, kernels
+from ftso_fast.operations import FactorizedReduce, ReLUConvBN
 
 SPEC = NetSpec(8, 4, 4)
 
@@ -151,10 +152,11 @@ def test_the_arena_holds_either_kind_of_pass(C, k, cells):
 
 
 def raw_and_pooled(net, images):
-    """Floats of the raw outputs of all convolutions but the stem's, and of the inputs of reduction cells pooled."""
+    """Floats of the raw outputs of all convolutions but the stem's, whose size batch norm keeps, and of the inputs
+    of reduction cells pooled."""
     sizes = []
     for module in net.cells.modules():
-        if isinstance(module, torch.nn.Conv2d):
+        if isinstance(module, ReLUConvBN | FactorizedReduce):
             module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel()))
     for cell in net.cells:
         for module in (cell.preprocess0, cell.preprocess1) if cell.reduction else ():

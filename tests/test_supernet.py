@@ -240,7 +240,7 @@ def test_without_shuffle_edges_between_nodes_hardly_matter(k, tiny):
 
 def test_one_pass_asks_for_one_kind_of_gradient():
     net = SuperNet(3, channels=4, layers=3)
-    with net.only_betas():
+    with net.only_arch():
         assert not any(p.requires_grad for p in net.parameters())
         assert all(b.requires_grad for b in net.betas())
     with net.only_weights():

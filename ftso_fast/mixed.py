@@ -1,0 +1,68 @@
+"""A cell whose edges hold any set of operators: the search cell of DARTS and PC-DARTS.
+
+Its states are x0 and x1, the two inputs after preprocessing, then one per node j over its predecessors i:
+
+    x_j = sum_i beta_ij MixedOp_ij(x_i, alpha_ij),      beta, alpha: after their softmaxes
+
+an edge from x0 or x1 has stride 2 in a reduction cell. A node is one `kernels.partial_mix`.
+Source: DARTS, equation 2; PC-DARTS, equations 2 and 3.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from . import kernels
+from .genotype import N_INPUTS
+from .operations import FactorizedReduce, MixedOp, ReLUConvBN
+from .space import Topology
+
+
+class MixedCell(nn.Module):
+    """Nodes over two inputs; (B, c_prev_prev, ...), (B, c_prev, H, W) -> (B, nodes * C, H, W), halved in a reduction.
+
+    `inputs` holds the predecessors of each node, ascending; edges are numbered node after node in that order.
+    Parameters, in PC-DARTS' order: preprocess0, preprocess1, then edge after edge, operator after operator.
+    """
+
+    def __init__(
+        self,
+        c_prev_prev: int,
+        c_prev: int,
+        C: int,
+        k: int,
+        reduction: bool,
+        reduction_prev: bool,
+        inputs: Topology,
+        operators: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.k, self.reduction, self.inputs, self.operators = k, reduction, inputs, tuple(operators)
+        before = FactorizedReduce if reduction_prev else ReLUConvBN
+        self.preprocess0 = before(c_prev_prev, C)
+        self.preprocess1 = ReLUConvBN(c_prev, C)
+        self.strides = [[2 if reduction and i < N_INPUTS else 1 for i in node] for node in inputs]
+        self.edges = nn.ModuleList(MixedOp(C, stride, k, operators) for node in self.strides for stride in node)
+
+    def forward(self, s0: Tensor, s1: Tensor, edge_weights: Tensor, operator_weights: Tensor) -> Tensor:
+        """edge_weights: (E,); operator_weights: (E, len(operators))."""
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        weights = [cast(MixedOp, edge).weights() for edge in self.edges]
+        at = 0
+        for sources, strides in zip(self.inputs, self.strides, strict=True):
+            own = slice(at, at + len(sources))
+            at += len(sources)
+            states.append(
+                kernels.partial_mix(
+                    [states[i] for i in sources],
+                    edge_weights[own],
+                    operator_weights[own],
+                    [w for edge in weights[own] for w in edge],
+                    self.operators,
+                    strides,
+                    self.k,
+                )
+            )
+        return torch.cat(states[N_INPUTS:], 1)

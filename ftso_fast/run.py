@@ -1,0 +1,185 @@
+"""The alternating steps of one super-network's search: which batch goes where, at which rate, and what is recorded."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .config import Mode, SearchConfig
+from .data import Batch, SearchData, ended_early
+from .errors import NumericalError, UsageError
+from .optimizer import SGD, Adam, clip_norm
+from .phase import Alphas, Betas, Phase, Rounding
+from .space import CELLS
+from .supernet import SuperNet
+from .unrolled import loss_of, unrolled_gradient
+
+Progress = Callable[[int, int | None], None]
+
+
+class Stream:
+    """The batches of a whole search, whose phases take them one after the other: no phase sees a pass again."""
+
+    def __init__(self, data: SearchData) -> None:
+        self.iterations_per_epoch = data.iterations_per_epoch
+        self.architecture = data.architecture_batches()
+        self._data, self._begun = data, 0
+
+    def weights(self) -> Iterator[Batch]:
+        """The next pass over the weight half."""
+        self._begun += 1
+        return self._data.weight_batches(self._begun - 1)
+
+
+class Run:
+    """One search under way: the network, its optimizers, and what is recorded."""
+
+    def __init__(self, net: SuperNet, config: SearchConfig, order: int = 1) -> None:
+        self.net, self.config, self.order = net, config, order
+        self.arch = net.arch_parameters()
+        self.adam = Adam(self.arch, config.arch_lr, config.arch_betas, config.arch_eps, config.arch_weight_decay)
+        self.weights = net.weights()
+        self.sgd = SGD(self.weights, config.momentum, config.weight_decay)
+        self.before = [t.detach().clone() for t in self.arch]
+        self.gradient: list[Tensor] = [torch.zeros_like(t) for t in self.before]
+        self.rounding: Rounding | None = None
+        self.losses: tuple[list[float], list[float]] = ([], [])
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.calls = Counter(kernels.calls())
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+
+    def all(self, data: Stream, length: Mode, progress: Progress | None) -> int:
+        """Every iteration, in the order of PC-DARTS: architecture step, then weight step. Returns their number."""
+        per_epoch = data.iterations_per_epoch  # None: known only when the pass ends
+        total = length.iterations(per_epoch)
+        epochs = length.count if length.unit == "ep" else -(-length.count // per_epoch) if per_epoch else None
+        weights = data.weights()
+        done = epoch = begun = 0
+        while done != total:
+            searching = epoch >= self.config.warmup_epochs
+            stepping = done + 1 != total or self.config.final_weight_step
+            looking = stepping or (searching and self.order == 2)
+            with self.timed("data"):
+                first = next(data.architecture, None) if searching else None
+                second = next(weights, None) if looking and (first or not searching) else None
+            if (searching and not first) or (looking and not second):
+                if done == begun or (length.unit == "ep" and epoch + 1 == length.count):
+                    break
+            else:
+                self._iteration(first, second, stepping, self.config.lr(epoch, epochs or epoch + 2))
+                done += 1
+                if progress:
+                    progress(done, total)
+                if per_epoch is None or done != (epoch + 1) * per_epoch:
+                    continue
+            epoch, begun = epoch + 1, done
+            if done != total:
+                weights = data.weights()
+        if done != total and (total or epoch + 1 < length.count or not done):
+            raise ended_early(total or length.count, done)
+        return done
+
+    def _iteration(self, first: Batch | None, second: Batch | None, stepping: bool, lr: float) -> None:
+        if first and second and self.order == 2:
+            self.unrolled_step(first, second, lr)
+        elif first:
+            self.architecture_step(first)
+        if second and stepping:
+            self.weight_step(second, lr)
+        first_iteration = len(self.losses[0]) + len(self.losses[1]) <= 2
+        if first_iteration and kernels.requested() == "cpu" and kernels.calls() == self.calls:
+            raise UsageError(
+                f"backend: 'cpu' was asked for, and no kernel computes {', '.join(self.net.space.operators)}"
+            )
+
+    def architecture_step(self, batch: Batch) -> None:
+        """One Adam step on betas and alphas; no weight gradient is computed."""
+        with self.timed("architecture"), self.net.only_arch():
+            loss = loss_of(self.net, batch)
+            grads = list(torch.autograd.grad(loss, self.arch))
+            self._move(loss, grads, batch)
+
+    def unrolled_step(self, valid: Batch, train: Batch, lr: float) -> None:
+        """The same along DARTS' second-order gradient; `train` and `lr` are those of the weight step that follows."""
+        with self.timed("architecture"):
+            loss, grads = unrolled_gradient(self.net, valid, train, self.sgd, lr)
+            self._move(loss, grads, valid)
+
+    def _move(self, loss: Tensor, grads: list[Tensor], batch: Batch) -> None:
+        if self.config.arch_grad_clip is not None:
+            clip_norm(grads, self.config.arch_grad_clip)
+        self._record(0, loss, all(bool(g.isfinite().all()) for g in grads))
+        if not any(bool(g.any()) for g in grads):
+            raise NumericalError(
+                f"architecture step {len(self.losses[0])}: the gradient is exactly zero, so there is nothing to "
+                "follow: the images are all alike or too large for float32; check and normalise them"
+            )
+        if not self.adam.steps and self.net.precision != "float32":
+            self.rounding = self._rounding(batch, grads)
+        self.gradient = grads
+        self.adam.step(grads)
+
+    def _rounding(self, batch: Batch, grads: list[Tensor]) -> Rounding:
+        """The first architecture step's gradients against those in float32."""
+        precision, self.net.precision = self.net.precision, "float32"
+        try:
+            exact = list(torch.autograd.grad(loss_of(self.net, batch), self.arch))
+        finally:
+            self.net.precision = precision
+        if self.config.arch_grad_clip is not None:
+            clip_norm(exact, self.config.arch_grad_clip)
+        found, wanted = torch.cat(grads), torch.cat(exact)
+        error = (found - wanted).abs().max() / wanted.abs().max()
+        return Rounding(float(error), int((found.sign() != wanted.sign()).sum()))
+
+    def weight_step(self, batch: Batch, lr: float) -> None:
+        """One SGD step on the weights, under the architecture of now; it gets no gradient."""
+        with self.timed("weights"), self.net.only_weights():
+            loss = loss_of(self.net, batch)
+            grads = torch.autograd.grad(loss, self.weights)
+            norm = clip_norm(grads, self.config.grad_clip or float("inf"))
+            self._record(1, loss, bool(norm.isfinite()))
+            self.sgd.step(grads, lr)
+
+    def _record(self, which: int, loss: Tensor, finite: bool) -> None:
+        value = float(loss.detach())
+        if not finite or value != value:
+            step = ("architecture", "weight")[which]
+            raise NumericalError(
+                f"{step} step {len(self.losses[which]) + 1}: the loss ({value}) or its gradient is not finite; "
+                "lower the learning rate or normalise the images"
+            )
+        self.losses[which].append(value)
+
+    def phase(self, mode: str, beta_only: bool) -> Phase:
+        """What was found, as plain numbers."""
+        rows = [tuple(map(_frozen, triple)) for triple in zip(self.before, self.arch, self.gradient, strict=True)]
+        n = len(self.net.betas())
+        return Phase(
+            mode=mode,
+            operators=self.net.space.operators,
+            inputs=self.net.topology,
+            betas={cell: Betas(*row) for cell, row in zip(CELLS, rows[:n], strict=False)},
+            alphas={cell: Alphas(*row) for cell, row in zip(CELLS, rows[n:], strict=False)},
+            beta_only=beta_only,
+            iterations=self.adam.steps,
+            weight_steps=len(self.losses[1]),
+            losses=(tuple(self.losses[0]), tuple(self.losses[1])),
+            seconds=dict(self.seconds),
+            kernel_calls=dict(Counter(kernels.calls()) - self.calls),
+        )
+
+
+def _frozen(t: Tensor) -> tuple[Any, ...]:
+    values = t.detach().tolist()
+    return tuple(tuple(v) if isinstance(v, list) else v for v in values)
