@@ -111,18 +111,18 @@ void bind_node(py::module_& m) {
                  node_call(inputs, edge_weights, operator_weights, weights, affine, node, saved, 0, threads);
              counted("partial_mix_fwd", [&] { return n.forward(call); });
            })
-      .def("backward",
-           [](const Node& n, const std::vector<View>& inputs, uintptr_t edge_weights, uintptr_t operator_weights,
-              const Addresses& weights, const Addresses& affine, const View& grad, uintptr_t saved, uintptr_t work,
-              const std::vector<View>& d_inputs, uintptr_t d_edge_weights, uintptr_t d_operator_weights,
-              const Addresses& d_weights, const Addresses& d_affine, int threads) {
-             const auto call =
-                 node_call(inputs, edge_weights, operator_weights, weights, affine, grad, saved, work, threads);
-             Node::Gradients gradients{
-                 {}, at<float>(d_edge_weights), at<float>(d_operator_weights), pointers(d_weights), pointers(d_affine)};
-             for (const View& view : d_inputs) gradients.inputs.push_back(planes(view));
-             counted("partial_mix_bwd", [&] { return n.backward(call, gradients); });
-           });
+      .def("backward", [](const Node& n, const std::vector<View>& inputs, uintptr_t edge_weights,
+                          uintptr_t operator_weights, const Addresses& weights, const Addresses& affine,
+                          const View& grad, uintptr_t saved, uintptr_t work, const std::vector<View>& d_inputs,
+                          uintptr_t d_edge_weights, uintptr_t d_operator_weights, const Addresses& d_weights,
+                          const Addresses& d_affine, const std::vector<bool>& add, int threads) {
+        const auto call =
+            node_call(inputs, edge_weights, operator_weights, weights, affine, grad, saved, work, threads);
+        Node::Gradients gradients{
+            {}, at<float>(d_edge_weights), at<float>(d_operator_weights), pointers(d_weights), pointers(d_affine), add};
+        for (const View& view : d_inputs) gradients.inputs.push_back(planes(view));
+        counted("partial_mix_bwd", [&] { return n.backward(call, gradients); });
+      });
 }
 
 }  // namespace

@@ -35,6 +35,7 @@ class Node {
     std::vector<Planes> inputs;
     float *edge_weights, *operator_weights;  // never null
     std::vector<float*> weights, affine;
+    std::vector<bool> add;  // whether an input's gradient is added to what is there; empty: to none
   };
 
   explicit Node(const Spec& spec);

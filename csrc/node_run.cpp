@@ -175,7 +175,8 @@ struct Node::Mixed {
       bypass.at += spec.C / spec.k * bypass.channel;
       edge_dots.emplace_back(kChunks);
       edges.push_back({bypass, spec.C / spec.k, in.H, in.W, in.stride, call.edge_weights[e],
-                       gradients ? gradients->inputs[e] : Planes{}, false, skip, edge_dots.back().data()});
+                       gradients ? gradients->inputs[e] : Planes{},
+                       gradients && !gradients->add.empty() && gradients->add[e], skip, edge_dots.back().data()});
     }
     step = {spec.B,
             spec.N,

@@ -4,14 +4,13 @@ Its states are x0 and x1, the two inputs after preprocessing, then one per node 
 
     x_j = sum_i beta_ij MixedOp_ij(x_i, alpha_ij),      beta, alpha: after their softmaxes
 
-an edge from x0 or x1 has stride 2 in a reduction cell. A node is one `kernels.partial_mix`.
+an edge from x0 or x1 has stride 2 in a reduction cell. The nodes of a cell are one `kernels.mixed_cell`.
 Source: DARTS, equation 2; PC-DARTS, equations 2 and 3.
 """
 
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from . import kernels
@@ -48,21 +47,8 @@ class MixedCell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, edge_weights: Tensor, operator_weights: Tensor) -> Tensor:
         """edge_weights: (E,); operator_weights: (E, len(operators))."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        weights = [cast(MixedOp, edge).weights() for edge in self.edges]
-        at = 0
-        for sources, strides in zip(self.inputs, self.strides, strict=True):
-            own = slice(at, at + len(sources))
-            at += len(sources)
-            states.append(
-                kernels.partial_mix(
-                    [states[i] for i in sources],
-                    edge_weights[own],
-                    operator_weights[own],
-                    [w for edge in weights[own] for w in edge],
-                    self.operators,
-                    strides,
-                    self.k,
-                )
-            )
-        return torch.cat(states[N_INPUTS:], 1)
+        weights = [w for edge in self.edges for w in cast(MixedOp, edge).weights()]
+        x0, x1 = self.preprocess0(s0), self.preprocess1(s1)
+        return kernels.mixed_cell(
+            x0, x1, edge_weights, operator_weights, weights, self.operators, self.inputs, self.reduction, self.k
+        )

@@ -14,6 +14,7 @@ from ._backend import (
     use_backend,
     use_isa,
 )
+from .mixed_cell import mixed_cell
 from .partial_mix import mixed_weights, partial_mix
 from .relu_conv_bn import factorized_reduce, relu_conv_bn
 from .sep_conv import dil_conv, sep_conv
@@ -35,6 +36,7 @@ __all__ = [
     "dil_conv",
     "factorized_reduce",
     "isa",
+    "mixed_cell",
     "mixed_weights",
     "partial_mix",
     "release_memory",

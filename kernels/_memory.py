@@ -1,19 +1,21 @@
 """Memory that kernels work in: huge pages where the system has them, kept for its next use.
 
 A first touch of fresh memory costs several times the arithmetic that it feeds, so what a large buffer leaves behind is
-handed out again. At most as much waits unused as is in use, apart from what the last user gave back.
+handed out again, joined with its neighbours.
 """
 
 import mmap
 import weakref
+from bisect import bisect
 from contextlib import suppress
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 HUGE_PAGE = 2 << 20
-SMALL = 1 << 18  # floats: below this, torch's allocator
+SMALL, PAGE, REGION = 1 << 18, 1 << 10, 1 << 23  # floats: torch allocates below SMALL; a region at least
 
 
 def fresh(floats: int) -> Tensor:
@@ -27,34 +29,58 @@ def fresh(floats: int) -> Tensor:
     return torch.frombuffer(pages, dtype=torch.float32, count=floats, offset=begin)
 
 
-_free: list[np.ndarray] = []
-_in_use = 0
+class _Region:
+    """Fresh memory of which parts are lent; `free` holds the others as (begin, end), ascending and apart."""
+
+    def __init__(self, floats: int) -> None:
+        self.memory: NDArray[np.float32] = fresh(floats).numpy()
+        self.free = [(0, floats)]
+
+    def lend(self, floats: int) -> Tensor | None:
+        """A part from the smallest gap that holds it."""
+        fitting = [gap for gap in self.free if gap[1] - gap[0] >= floats]
+        if not fitting:
+            return None
+        begin, end = gap = min(fitting, key=lambda gap: gap[1] - gap[0])
+        at = self.free.index(gap)
+        self.free[at : at + 1] = [(begin + floats, end)] if begin + floats < end else []
+        part = self.memory[begin : begin + floats]
+        weakref.finalize(part, self._take_back, begin, begin + floats).atexit = False
+        return torch.from_numpy(part)
+
+    def _take_back(self, begin: int, end: int) -> None:
+        at = bisect(self.free, (begin, end))
+        before, after = self.free[:at], self.free[at:]
+        if before and before[-1][1] == begin:
+            begin = before.pop()[0]
+        if after and after[0][0] == end:
+            end = after.pop(0)[1]
+        self.free = [*before, (begin, end), *after]
+
+    @property
+    def unused(self) -> bool:
+        return self.free == [(0, self.memory.size)]
+
+
+_regions: list[_Region] = []
 
 
 def pooled(floats: int) -> Tensor:
     """Uninitialised float32; when the tensor and all its views are gone, its memory waits for the next call."""
-    global _in_use
     if floats < SMALL:
         return torch.empty(floats)
-    fitting = [i for i, block in enumerate(_free) if floats <= block.size <= floats + floats // 4]
-    if fitting:
-        block = _free.pop(min(fitting, key=lambda i: _free[i].size))
-    else:
-        while _free and sum(b.size for b in _free) > _in_use:
-            _free.pop(0)
-        block = fresh(floats).numpy()
-    _in_use += block.size
-    view = block[:floats]
-    weakref.finalize(view, _give_back, block)
-    return torch.from_numpy(view)
-
-
-def _give_back(block: np.ndarray) -> None:
-    global _in_use
-    _in_use -= block.size
-    _free.append(block)
+    whole = -(-floats // PAGE) * PAGE
+    for region in _regions:
+        part = region.lend(whole)
+        if part is not None:
+            return part[:floats]
+    release()
+    _regions.append(_Region(max(whole, REGION)))
+    part = _regions[-1].lend(whole)
+    assert part is not None
+    return part[:floats]
 
 
 def release() -> None:
-    """Give waiting memory back to the system."""
-    _free.clear()
+    """Give memory that nobody uses back to the system."""
+    _regions[:] = [region for region in _regions if not region.unused]

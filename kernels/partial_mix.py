@@ -17,19 +17,18 @@ section 3.1, equations 2 and 3; at k = 1 the mixed operation of DARTS, equation 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._backend import choose, core
+from ._backend import choose
 from ._memory import pooled
+from ._node import NAMES, planes, run_backward, run_forward, saved_floats, shape_of
 from .operators import OPERATORS, n_batch_norms
 from .skip_cell import channel_shuffle
-
-NAMES = tuple(OPERATORS)
 
 
 def mixed_weights(
@@ -90,7 +89,7 @@ def partial_mix(
     Raises ValueError or TypeError naming the argument, what was expected and what came; BackendError when a backend
     asked for by name cannot run.
     """
-    _check_node(inputs, edge_weights, operator_weights, weights, operators, strides, k)
+    check(inputs, edge_weights, operator_weights, weights, operators, strides, k)
     run = choose("partial_mix", {"cpu": _cpu, "reference": reference}, inputs[0])
     return run(inputs, edge_weights, operator_weights, weights, operators, strides, k)
 
@@ -182,7 +181,7 @@ def _check_tensors(
             raise TypeError(f"{op}: {what}[{i}]: expected {like.dtype} on {like.device}, got {t.dtype} on {t.device}")
 
 
-def _check_node(
+def check(
     inputs: Sequence[Tensor],
     edge_weights: Tensor,
     operator_weights: Tensor,
@@ -190,8 +189,9 @@ def _check_node(
     operators: Sequence[str],
     strides: Sequence[int],
     k: int,
+    op: str = "partial_mix",
 ) -> None:
-    op = "partial_mix"
+    """Refuses what no kernel may see, in the name of the operation `op`."""
     _check_states(op, inputs, strides)
     x = inputs[0]
     known = NAMES[:8]
@@ -231,61 +231,6 @@ _LIB.define(
 )
 
 
-def _c_out(inputs: Sequence[Tensor], weights: Sequence[Tensor], operators: Sequence[int], k: int) -> int:
-    """The channels behind an operator: C/k, but free where an operator stands alone."""
-    if NAMES[operators[0]] in ("relu_conv_bn", "factorized_reduce") or (weights and len(operators) == k == 1):
-        return weights[-1].shape[0] * (2 if NAMES[operators[0]] in ("factorized_reduce", "skip_connect") else 1)
-    return inputs[0].shape[1] // k
-
-
-def _shape(
-    inputs: Sequence[Tensor], weights: Sequence[Tensor], operators: Sequence[int], strides: Sequence[int], k: int
-) -> tuple[int, int, int, int]:
-    B, _, H, W = inputs[0].shape
-    s = strides[0]
-    return B, _c_out(inputs, weights, operators, k) * k, (H + s - 1) // s, (W + s - 1) // s
-
-
-def _saved_floats(
-    inputs: Sequence[Tensor], weights: Sequence[Tensor], operators: Sequence[int], strides: Sequence[int], k: int
-) -> int:
-    """As `Node::saved_floats` counts them: raw planes and statistics of every batch norm, in whole vectors."""
-    B, N, H, W = _shape(inputs, weights, operators, strides, k)
-    N, C = N // k, inputs[0].shape[1] // k
-    total = 0
-    for stride in strides:
-        for o in operators:
-            norms = n_batch_norms(NAMES[o], stride)
-            narrow = "pool" in NAMES[o]
-            for channels in (C, N) if norms == 2 else (C if narrow else N,) * norms:
-                total += (B * channels * H * W + 15) // 16 * 16 + (4 * channels + 15) // 16 * 16
-    return total
-
-
-@cache
-def _plan(B: int, C: int, N: int, k: int, operators: tuple[int, ...], inputs: tuple[tuple[int, int, int], ...]) -> Any:
-    return core().Node(B, C, N, k, list(operators), list(inputs))
-
-
-def _node(
-    inputs: Sequence[Tensor], weights: Sequence[Tensor], operators: Sequence[int], strides: Sequence[int], k: int
-) -> Any:
-    B, C = inputs[0].shape[:2]
-    sizes = tuple((x.shape[2], x.shape[3], s) for x, s in zip(inputs, strides, strict=True))
-    return _plan(B, C, _c_out(inputs, weights, operators, k), k, tuple(operators), sizes)
-
-
-def _planes(x: Tensor) -> Tensor:
-    """x itself where the pixels of its planes are contiguous, else a copy."""
-    H, W = x.shape[2:]
-    rows = (W == 1 or x.stride(3) == 1) and (H == 1 or x.stride(2) == W)
-    return x if rows else x.contiguous()
-
-
-def _view(x: Tensor) -> tuple[int, int, int]:
-    return x.data_ptr(), x.stride(0), x.stride(1)
-
-
 def _require_float32(x: Tensor) -> None:
     if x.dtype != torch.float32:
         raise TypeError(f"partial_mix: inputs: the cpu backend expected float32, got {x.dtype}")
@@ -302,18 +247,20 @@ def _fwd_cpu(
     k: int,
 ) -> tuple[Tensor, Tensor]:
     _require_float32(inputs[0])
-    plan = _node(inputs, weights, operators, strides, k)
-    shape = _shape(inputs, weights, operators, strides, k)
-    node = pooled(shape[0] * shape[1] * shape[2] * shape[3]).view(shape)
-    saved = pooled(_saved_floats(inputs, weights, operators, strides, k))
-    assert saved.numel() == plan.saved_floats()
-    inputs = [_planes(x) for x in inputs]
-    small = [t.contiguous() for t in (edge_weights, operator_weights, *weights, *affine)]
-    at = [t.data_ptr() for t in small]
-    split = 2 + len(weights)
-    threads = torch.get_num_threads()
-    plan.forward(
-        [_view(x) for x in inputs], at[0], at[1], at[2:split], at[split:], _view(node), saved.data_ptr(), threads
+    shape, floats = _sizes(inputs, weights, operators, strides, k)
+    node, saved = pooled(prod(shape)).view(shape), pooled(floats)
+    states, small = [planes(x) for x in inputs], [t.contiguous() for t in (*weights, *affine)]
+    run_forward(
+        states,
+        edge_weights.contiguous(),
+        operator_weights.contiguous(),
+        small[: len(weights)],
+        small[len(weights) :],
+        operators,
+        strides,
+        k,
+        node,
+        saved,
     )
     return node, saved
 
@@ -333,35 +280,31 @@ def _bwd_cpu(
     needs_weights: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor], list[Tensor]]:
     _require_float32(inputs[0])
-    plan = _node(inputs, weights, operators, strides, k)
-    d_inputs = [
-        pooled(x.numel()).view(x.shape) if need else x.new_empty(0) for x, need in zip(inputs, needs, strict=True)
-    ]
-    d_weights = [torch.empty(w.shape) if needs_weights else w.new_empty(0) for w in weights]
-    d_affine = [torch.empty_like(a) for a in affine]
+    d_inputs = [pooled(x.numel()).view(x.shape) if n else None for x, n in zip(inputs, needs, strict=True)]
+    d_weights = [torch.empty(w.shape) for w in weights] if needs_weights else []
+    d_affine = [torch.empty(a.shape) for a in affine]
     d_edges, d_operators = torch.empty(edge_weights.shape), torch.empty(operator_weights.shape)
-    work = pooled(plan.work_floats())
-    grad, inputs = _planes(grad), [_planes(x) for x in inputs]
-    small = [t.contiguous() for t in (edge_weights, operator_weights, *weights, *affine)]
-    at = [t.data_ptr() for t in small]
-    split = 2 + len(weights)
-    plan.backward(
-        [_view(x) for x in inputs],
-        at[0],
-        at[1],
-        at[2:split],
-        at[split:],
-        _view(grad),
-        saved.data_ptr(),
-        work.data_ptr(),
-        [_view(d) if need else (0, 0, 0) for d, need in zip(d_inputs, needs, strict=True)],
-        d_edges.data_ptr(),
-        d_operators.data_ptr(),
-        [d.data_ptr() for d in d_weights] if needs_weights else [],
-        [d.data_ptr() for d in d_affine],
-        torch.get_num_threads(),
+    states, small = [planes(x) for x in inputs], [t.contiguous() for t in (*weights, *affine)]
+    run_backward(
+        planes(grad),
+        saved,
+        states,
+        edge_weights.contiguous(),
+        operator_weights.contiguous(),
+        small[: len(weights)],
+        small[len(weights) :],
+        operators,
+        strides,
+        k,
+        d_inputs,
+        [],
+        d_edges,
+        d_operators,
+        d_weights,
+        d_affine,
     )
-    return d_inputs, d_edges, d_operators, d_weights, d_affine
+    found = [grad.new_empty(0) if d is None else d for d in d_inputs]
+    return found, d_edges, d_operators, d_weights or [grad.new_empty(0) for _ in weights], d_affine
 
 
 def _fwd_fake(
@@ -374,9 +317,16 @@ def _fwd_fake(
     strides: Sequence[int],
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    x = inputs[0]
-    node = x.new_empty(_shape(inputs, weights, operators, strides, k))
-    return node, x.new_empty(_saved_floats(inputs, weights, operators, strides, k))
+    shape, floats = _sizes(inputs, weights, operators, strides, k)
+    return inputs[0].new_empty(shape), inputs[0].new_empty(floats)
+
+
+def _sizes(
+    inputs: Sequence[Tensor], weights: Sequence[Tensor], operators: Sequence[int], strides: Sequence[int], k: int
+) -> tuple[tuple[int, int, int, int], int]:
+    """The node's shape, and how many floats are saved for its backward pass."""
+    B, N, H, W = shape = shape_of(inputs, weights, operators, strides, k)
+    return shape, saved_floats(B, inputs[0].shape[1] // k, N // k, H, W, operators, strides)
 
 
 def _bwd_fake(
@@ -429,7 +379,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...
     return given, d_edges, d_operators, d_weights, d_affine, None, None, None
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
+def no_double_backward(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError(
         "partial_mix: the cpu backend has first derivatives only; for second ones run it within "
         "`with ftso_fast.kernels.use_backend('reference'):`"
@@ -441,4 +391,4 @@ _LIB.impl("partial_mix_bwd", _bwd_cpu, "CPU")
 torch.library.register_fake("ftso_fast::partial_mix", _fwd_fake, lib=_LIB)
 torch.library.register_fake("ftso_fast::partial_mix_bwd", _bwd_fake, lib=_LIB)
 torch.library.register_autograd("ftso_fast::partial_mix", _backward, setup_context=_save, lib=_LIB)
-torch.library.register_autograd("ftso_fast::partial_mix_bwd", _no_double_backward, lib=_LIB)
+torch.library.register_autograd("ftso_fast::partial_mix_bwd", no_double_backward, lib=_LIB)

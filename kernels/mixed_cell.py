@@ -1,0 +1,341 @@
+"""A whole cell of mixed nodes: every state is written where the cell's output has it, and nothing is copied.
+
+States 0 and 1 are the inputs; state j + 2 is node j, a `partial_mix` over the predecessors that `inputs` names:
+
+    x_{j+2} = partial_mix(x_i for i in inputs[j])        out = cat(x_2, x_3, ...)  in  B x n_nodes*C x H/s x W/s
+
+Edges are numbered node after node. In a reduction cell (s = 2) the edges that start at an input have stride 2. The
+total gradient of a node is that of its part of the output and what later nodes send back; it is added up in place.
+Source: DARTS, section 2.1; PC-DARTS, section 3.1.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import partial_mix as node
+from ._backend import choose
+from ._memory import pooled
+from ._node import NAMES, planes, run_backward, run_forward, saved_floats
+
+Inputs = Sequence[Sequence[int]]
+N_INPUTS = 2
+
+
+def strides_of(inputs: Inputs, reduction: bool) -> list[list[int]]:
+    """The stride of every edge, by node."""
+    return [[2 if reduction and i < N_INPUTS else 1 for i in own] for own in inputs]
+
+
+def reference(
+    x0: Tensor,
+    x1: Tensor,
+    edge_weights: Tensor,
+    operator_weights: Tensor,
+    weights: Sequence[Tensor],
+    operators: Sequence[str],
+    inputs: Inputs,
+    reduction: bool,
+    k: int,
+) -> Tensor:
+    """The definition, node after node."""
+    states, edge, weight = [x0, x1], 0, 0
+    for own, strides in zip(inputs, strides_of(inputs, reduction), strict=True):
+        n = _n_weights(operators, strides)
+        rows = slice(edge, edge + len(own))
+        states.append(
+            node.reference(
+                [states[i] for i in own],
+                edge_weights[rows],
+                operator_weights[rows],
+                weights[weight : weight + n],
+                operators,
+                strides,
+                k,
+            )
+        )
+        edge, weight = edge + len(own), weight + n
+    return torch.cat(states[N_INPUTS:], 1)
+
+
+def mixed_cell(
+    x0: Tensor,
+    x1: Tensor,
+    edge_weights: Tensor,
+    operator_weights: Tensor,
+    weights: Sequence[Tensor],
+    operators: Sequence[str],
+    inputs: Inputs,
+    reduction: bool = False,
+    k: int = 4,
+) -> Tensor:
+    """The cell of the module's equation.
+
+    x0, x1: (B, C, H, W), H and W even in a reduction cell; edge_weights: (E,); operator_weights:
+    (E, len(operators)); weights: flat, edge after edge, see `partial_mix`; inputs: for each node its predecessors,
+    states before it. Returns (B, len(inputs) * C, H', W'). The cpu backend takes float32, first derivatives only.
+
+    Raises ValueError or TypeError naming the argument, what was expected and what came; BackendError when a backend
+    asked for by name cannot run.
+    """
+    _check(x0, x1, edge_weights, operator_weights, weights, operators, inputs, reduction, k)
+    run = choose("mixed_cell", {"cpu": _cpu, "reference": reference}, x0)
+    return run(x0, x1, edge_weights, operator_weights, weights, operators, inputs, reduction, k)
+
+
+def _n_weights(operators: Sequence[str], strides: Sequence[int]) -> int:
+    return sum(len(own) for edge in node.mixed_weights(2, 1, operators, strides) for own in edge)
+
+
+def _check(
+    x0: Tensor,
+    x1: Tensor,
+    edge_weights: Tensor,
+    operator_weights: Tensor,
+    weights: Sequence[Tensor],
+    operators: Sequence[str],
+    inputs: Inputs,
+    reduction: bool,
+    k: int,
+) -> None:
+    """What no kernel may see: every node as `partial_mix` would be asked for it, on states of the right size."""
+    if not inputs:
+        raise ValueError("mixed_cell: inputs: expected at least one node, got none")
+    for j, own in enumerate(inputs):
+        if not own or any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < j + N_INPUTS for i in own):
+            raise ValueError(f"mixed_cell: inputs[{j}]: expected states from 0 to {j + 1}, got {tuple(own)}")
+        if len(set(own)) != len(own):
+            raise ValueError(f"mixed_cell: inputs[{j}]: expected different states, got {tuple(own)}")
+    if x1.shape != x0.shape:
+        raise ValueError(f"mixed_cell: x1: expected the shape of x0, {tuple(x0.shape)}, got {tuple(x1.shape)}")
+    if x0.dim() != 4 or 0 in x0.shape:
+        raise ValueError(f"mixed_cell: x0: expected shape (B, C, H, W), none of them 0, got {tuple(x0.shape)}")
+    state = x0[:, :, ::2, ::2] if reduction else x0
+    edges = [i for own in inputs for i in own]
+    strides = [s for own in strides_of(inputs, reduction) for s in own]
+    given = [(x0, x1)[i] if i < N_INPUTS else state for i in edges]
+    node.check(given, edge_weights, operator_weights, weights, operators, strides, k, "mixed_cell")
+
+
+def _cpu(
+    x0: Tensor,
+    x1: Tensor,
+    edge_weights: Tensor,
+    operator_weights: Tensor,
+    weights: Sequence[Tensor],
+    operators: Sequence[str],
+    inputs: Inputs,
+    reduction: bool,
+    k: int,
+) -> Tensor:
+    chosen = [NAMES.index(o) for o in operators]
+    flat, counts = [i for own in inputs for i in own], [len(own) for own in inputs]
+    out, _ = torch.ops.ftso_fast.mixed_cell(
+        x0, x1, edge_weights, operator_weights, list(weights), chosen, flat, counts, reduction, k
+    )
+    return out
+
+
+_ARGUMENTS = (
+    "Tensor x0, Tensor x1, Tensor edge_weights, Tensor operator_weights, Tensor[] weights, int[] operators, "
+    "int[] inputs, int[] counts, bool reduction, int k"
+)
+_LIB = torch.library.Library("ftso_fast", "FRAGMENT")
+_LIB.define(f"mixed_cell({_ARGUMENTS}) -> (Tensor, Tensor)")
+_LIB.define(
+    f"mixed_cell_bwd(Tensor grad, Tensor out, Tensor saved, {_ARGUMENTS}, bool[] needs, bool needs_weights) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor[])"
+)
+
+
+class _Nodes:
+    """Where each node's edges, weights and saved values lie."""
+
+    def __init__(
+        self,
+        x0: Tensor,
+        operators: Sequence[int],
+        inputs: Sequence[int],
+        counts: Sequence[int],
+        reduction: bool,
+        k: int,
+    ) -> None:
+        self.edges = list(accumulate(counts, initial=0))
+        self.inputs = [list(inputs[a:b]) for a, b in zip(self.edges, self.edges[1:], strict=False)]
+        self.strides = strides_of(self.inputs, reduction)
+        names = [NAMES[o] for o in operators]
+        self.weights = list(accumulate((_n_weights(names, s) for s in self.strides), initial=0))
+        B, self.C, H, W = x0.shape
+        self.size = (B, self.C, H // 2, W // 2) if reduction else (B, self.C, H, W)
+        c = self.C // k
+        floats = [saved_floats(B, c, c, *self.size[2:], operators, strides) for strides in self.strides]
+        self.saved = list(accumulate(floats, initial=0))
+
+    def states(self, x0: Tensor, x1: Tensor, out: Tensor) -> list[Tensor]:
+        parts = [out[:, j * self.C : (j + 1) * self.C] for j in range(len(self.inputs))]
+        return [x0, x1, *parts]
+
+
+def _fwd_cpu(
+    x0: Tensor,
+    x1: Tensor,
+    edge_weights: Tensor,
+    operator_weights: Tensor,
+    weights: Sequence[Tensor],
+    operators: Sequence[int],
+    inputs: Sequence[int],
+    counts: Sequence[int],
+    reduction: bool,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    nodes = _Nodes(x0, operators, inputs, counts, reduction, k)
+    B, C, H, W = nodes.size
+    out = pooled(B * C * len(counts) * H * W).view(B, C * len(counts), H, W)
+    saved = pooled(nodes.saved[-1])
+    states = nodes.states(planes(x0), planes(x1), out)
+    edge_weights, operator_weights = edge_weights.contiguous(), operator_weights.contiguous()
+    weights = [w.contiguous() for w in weights]
+    for j, own in enumerate(nodes.inputs):
+        a, b = nodes.edges[j], nodes.edges[j + 1]
+        run_forward(
+            [states[i] for i in own],
+            edge_weights[a:b],
+            operator_weights[a:b],
+            weights[nodes.weights[j] : nodes.weights[j + 1]],
+            [],
+            operators,
+            nodes.strides[j],
+            k,
+            states[j + N_INPUTS],
+            saved[nodes.saved[j] : nodes.saved[j + 1]],
+        )
+    return out, saved
+
+
+def _bwd_cpu(
+    grad: Tensor,
+    out: Tensor,
+    saved: Tensor,
+    x0: Tensor,
+    x1: Tensor,
+    edge_weights: Tensor,
+    operator_weights: Tensor,
+    weights: Sequence[Tensor],
+    operators: Sequence[int],
+    inputs: Sequence[int],
+    counts: Sequence[int],
+    reduction: bool,
+    k: int,
+    needs: Sequence[bool],
+    needs_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    nodes = _Nodes(x0, operators, inputs, counts, reduction, k)
+    total = pooled(out.numel()).view(out.shape).copy_(grad)  # of every node; later nodes add to it
+    d_inputs = [
+        pooled(x.numel()).view(x.shape) if need else x.new_empty(0) for x, need in zip((x0, x1), needs, strict=True)
+    ]
+    states, gradients = nodes.states(planes(x0), planes(x1), out), nodes.states(d_inputs[0], d_inputs[1], total)
+    edge_weights, operator_weights = edge_weights.contiguous(), operator_weights.contiguous()
+    weights = [w.contiguous() for w in weights]
+    d_edges, d_operators = torch.empty(edge_weights.shape), torch.empty(operator_weights.shape)
+    d_weights = [torch.empty(w.shape) if needs_weights else w.new_empty(0) for w in weights]
+    wanted = [*needs, *(True for _ in counts)]
+    written = [False, False, *(True for _ in counts)]
+    for j in reversed(range(len(counts))):
+        own, a, b = nodes.inputs[j], nodes.edges[j], nodes.edges[j + 1]
+        mine = slice(nodes.weights[j], nodes.weights[j + 1])
+        run_backward(
+            gradients[j + N_INPUTS],
+            saved[nodes.saved[j] : nodes.saved[j + 1]],
+            [states[i] for i in own],
+            edge_weights[a:b],
+            operator_weights[a:b],
+            weights[mine],
+            [],
+            operators,
+            nodes.strides[j],
+            k,
+            [gradients[i] if wanted[i] else None for i in own],
+            [written[i] for i in own],
+            d_edges[a:b],
+            d_operators[a:b],
+            d_weights[mine] if needs_weights else [],
+            [],
+        )
+        for i in own:
+            written[i] = True
+    for d, need, done in zip(d_inputs, needs, written, strict=False):
+        if need and not done:
+            d.zero_()
+    return *d_inputs, d_edges, d_operators, d_weights  # type: ignore[return-value]
+
+
+def _fwd_fake(
+    x0: Tensor,
+    x1: Tensor,
+    edge_weights: Tensor,
+    operator_weights: Tensor,
+    weights: Sequence[Tensor],
+    operators: Sequence[int],
+    inputs: Sequence[int],
+    counts: Sequence[int],
+    reduction: bool,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    nodes = _Nodes(x0, operators, inputs, counts, reduction, k)
+    B, C, H, W = nodes.size
+    return x0.new_empty(B, C * len(counts), H, W), x0.new_empty(nodes.saved[-1])
+
+
+def _bwd_fake(
+    grad: Tensor,
+    out: Tensor,
+    saved: Tensor,
+    x0: Tensor,
+    x1: Tensor,
+    edge_weights: Tensor,
+    operator_weights: Tensor,
+    weights: Sequence[Tensor],
+    operators: Sequence[int],
+    inputs: Sequence[int],
+    counts: Sequence[int],
+    reduction: bool,
+    k: int,
+    needs: Sequence[bool],
+    needs_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    d0, d1 = (x.new_empty(x.shape if need else (0,)) for x, need in zip((x0, x1), needs, strict=True))
+    d_weights = [w.new_empty(w.shape if needs_weights else (0,)) for w in weights]
+    return d0, d1, torch.empty_like(edge_weights), torch.empty_like(operator_weights), d_weights
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x0, x1, edges, operator_weights, weights, *ctx.rest = inputs
+    ctx.set_materialize_grads(False)
+    ctx.needs = [x0.requires_grad, x1.requires_grad]
+    ctx.needs_weights = any(w.requires_grad for w in weights)
+    ctx.save_for_backward(*output, x0, x1, edges, operator_weights, *weights)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    out, saved, x0, x1, edges, operator_weights, *weights = ctx.saved_tensors
+    rest = [None] * len(ctx.rest)
+    if grad is None:
+        return None, None, None, None, [None] * len(weights), *rest
+    d0, d1, d_edges, d_operators, d_weights = torch.ops.ftso_fast.mixed_cell_bwd(
+        grad, out, saved, x0, x1, edges, operator_weights, weights, *ctx.rest, ctx.needs, ctx.needs_weights
+    )
+    d_weights = d_weights if ctx.needs_weights else [None] * len(weights)
+    given = [d if need else None for d, need in zip((d0, d1), ctx.needs, strict=True)]
+    return *given, d_edges, d_operators, d_weights, *rest
+
+
+_LIB.impl("mixed_cell", _fwd_cpu, "CPU")
+_LIB.impl("mixed_cell_bwd", _bwd_cpu, "CPU")
+torch.library.register_fake("ftso_fast::mixed_cell", _fwd_fake, lib=_LIB)
+torch.library.register_fake("ftso_fast::mixed_cell_bwd", _bwd_fake, lib=_LIB)
+torch.library.register_autograd("ftso_fast::mixed_cell", _backward, setup_context=_save, lib=_LIB)
+torch.library.register_autograd("ftso_fast::mixed_cell_bwd", node.no_double_backward, lib=_LIB)
