@@ -16,11 +16,9 @@ struct Columns {
     const int64_t n = g.images * g.plane / kLanes;
     columns.offset = reinterpret_cast<int64_t*>(memory);
     columns.left = columns.offset + n;
-    for (int64_t v = 0; v < n; ++v) {
-      const int64_t within = v * kLanes % g.plane;
-      columns.offset[v] = v * kLanes / g.plane * image + within;
-      columns.left[v] = HW - within;
-    }
+    for (int64_t i = 0, v = 0; i < g.images; ++i)
+      for (int64_t within = 0; within < g.plane; within += kLanes, ++v)
+        columns.offset[v] = i * image + within, columns.left[v] = HW - within;
     return memory + rounded_up(4 * n, kLanes);
   }
 };
@@ -135,24 +133,33 @@ struct Block {
     }
   }
 
+  // Visits (first image, images) of the chunk's groups.
+  template <typename Visit>
+  FTSO_ALWAYS_INLINE void every_group(int64_t chunk, Visit visit) const {
+    for (int64_t b = s.B * chunk / kChunks, end = s.B * (chunk + 1) / kChunks; b < end; b += group.images)
+      visit(b, end - b < group.images ? end - b : group.images);
+  }
+
   void forward(int64_t chunk) {
     double *sums = s.sums + chunk * 2 * s.ld_sums, *squares = sums + s.ld_sums;
     for (int64_t m = 0; m < s.N; ++m) sums[m] = squares[m] = 0;
-    for (int64_t b = s.B * chunk / kChunks, end = s.B * (chunk + 1) / kChunks; b < end; b += group.images) {
-      const int64_t n = end - b < group.images ? end - b : group.images;
-      for (int64_t c = 0; c < s.C; ++c)
-        for (int64_t i = 0; i < n; ++i) {
-          if constexpr (K > 1) put_image(b + i, c);
-          put_depthwise(b + i, c, depthwise + c * group.ld + i * group.plane);
-        }
+    every_group(chunk, [&](int64_t b, int64_t n) {
       for (int64_t i = 0; i < 2 * s.N * kLanes; i += kLanes) store(row_sums + i, zero());
-      product_of_planes(s.pointwise, s.N, s.C, depthwise, group.ld, n * group.plane,
-                        [&](int64_t row, int64_t col, auto& acc) { put_y(b, row, col, acc); });
+      forward_group(b, n);
       for (int64_t m = 0; m < s.N; ++m) {
         sums[m] += sum(load(row_sums + m * kLanes));
         squares[m] += sum(load(row_sums + (s.N + m) * kLanes));
       }
-    }
+    });
+  }
+  void forward_group(int64_t b, int64_t n) {
+    for (int64_t c = 0; c < s.C; ++c)
+      for (int64_t i = 0; i < n; ++i) {
+        if constexpr (K > 1) put_image(b + i, c);
+        put_depthwise(b + i, c, depthwise + c * group.ld + i * group.plane);
+      }
+    product_of_planes(s.pointwise, s.N, s.C, depthwise, group.ld, n * group.plane,
+                      [&](int64_t row, int64_t col, auto& acc) { put_y(b, row, col, acc); });
   }
   template <int MR, int NV>
   FTSO_ALWAYS_INLINE void put_y(int64_t b, int64_t row, int64_t col, Vec (&acc)[MR][NV]) {
@@ -161,12 +168,14 @@ struct Block {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       Vec total = zero(), squares = zero();
+      const Vec bias = s.bias ? set1(s.bias[row + i]) : zero();
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
+        if (s.bias) acc[i][v] = add(acc[i][v], bias);
         store_part(base + i * s.y.channel + columns.offset[first + v], acc[i][v], columns.left[first + v]);
         total = add(total, acc[i][v]), squares = fma(acc[i][v], acc[i][v], squares);
       }
-      add_to(row_sums + (row + i) * kLanes, total), add_to(row_sums + (s.N + row + i) * kLanes, squares);
+      if (s.sums) add_to(row_sums + (row + i) * kLanes, total), add_to(row_sums + (s.N + row + i) * kLanes, squares);
     }
   }
 
@@ -178,15 +187,14 @@ struct Block {
     for (int64_t i = 0; weights && i < s.N * s.C; ++i) d_weights[i] = 0;
     for (int64_t i = 0; d_windows && i < s.C * K * K; ++i) d_windows[i] = 0;
     for (int64_t i = 0; sums && i < 2 * s.C; ++i) sums[i] = 0;
-    for (int64_t b = s.B * chunk / kChunks, end = s.B * (chunk + 1) / kChunks; b < end; b += group.images) {
-      const int64_t n = end - b < group.images ? end - b : group.images;
+    every_group(chunk, [&](int64_t b, int64_t n) {
       for (int64_t c = 0; c < s.N; ++c)
         for (int64_t i = 0; i < n; ++i) put_dy(b + i, c, dy + c * group.ld + i * group.plane);
       product_of_planes(s.pointwise_t, s.C, s.N, dy, group.ld, n * group.plane,
                         [&](int64_t row, int64_t col, auto& acc) { put_d_depthwise(row, col, acc); });
       for (int64_t c = 0; c < s.C; ++c) backward_channel(b, n, c, d_windows ? d_windows + c * K * K : nullptr, sums);
       if (weights) dots_of_planes(dy, s.N, depthwise, s.C, group.ld, n * group.plane, d_weights);
-    }
+    });
   }
   FTSO_ALWAYS_INLINE void put_dy(int64_t b, int64_t c, float* out) const {
     const float *g = s.g.at + b * s.g.image + c * s.g.channel, *y = s.y.at + b * s.y.image + c * s.y.channel;
@@ -276,21 +284,57 @@ struct Block {
   }
 };
 
+// Inference: a group goes through both blocks before the next; `second` reads what `first` leaves in scratch.
+template <int K, int S>
+void run_chain(BlockStep first, BlockStep second, int64_t chunk, float* scratch) {
+  float* between = scratch + rounded_up(block_scratch(first), kLanes) + rounded_up(block_scratch(second), kLanes);
+  Block<K, S, 1> one(first, scratch);
+  Block<K, 1, 1> two(second, scratch + rounded_up(block_scratch(first), kLanes));
+  one.every_group(chunk, [&](int64_t b, int64_t n) {
+    first.y.at = between - b * first.y.image, second.x = first.y;
+    one.forward_group(b, n);
+    for (int64_t i = 0; i < n; i += two.group.images)
+      two.forward_group(b + i, n - i < two.group.images ? n - i : two.group.images);
+  });
+}
+
+template <int K, int S, int D>
+void run_one(const BlockStep& s, int64_t chunk, float* scratch) {
+  Block<K, S, D> block(s, scratch);
+  block.every_group(chunk, [&](int64_t b, int64_t n) { block.forward_group(b, n); });
+}
+
 template <int K, int S, int D>
 void run(const BlockStep& s, int64_t chunk, bool backward, float* scratch) {
   Block<K, S, D> block(s, scratch);
   backward ? block.backward(chunk) : block.forward(chunk);
 }
 
+int kind_of(const BlockStep& s) { return s.K == 1 ? s.S - 1 : (s.K == 3 ? 2 : 6) + 2 * (s.D - 1) + s.S - 1; }
+
 void run_any(const BlockStep& s, int64_t chunk, bool backward, float* scratch) {
   constexpr void (*kRuns[])(const BlockStep&, int64_t, bool, float*) = {
       run<1, 1, 1>, run<1, 2, 1>, run<3, 1, 1>, run<3, 2, 1>, run<3, 1, 2>,
       run<3, 2, 2>, run<5, 1, 1>, run<5, 2, 1>, run<5, 1, 2>, run<5, 2, 2>};
-  const int at = s.K == 1 ? s.S - 1 : (s.K == 3 ? 2 : 6) + 2 * (s.D - 1) + s.S - 1;
-  kRuns[at](s, chunk, backward, scratch);
+  kRuns[kind_of(s)](s, chunk, backward, scratch);
 }
 
 }  // namespace
+
+const char* block_infer(const BlockStep& s, int64_t chunk, float* scratch) {
+  constexpr void (*kRuns[])(const BlockStep&, int64_t, float*) = {
+      run_one<1, 1, 1>, run_one<1, 2, 1>, run_one<3, 1, 1>, run_one<3, 2, 1>, run_one<3, 1, 2>,
+      run_one<3, 2, 2>, run_one<5, 1, 1>, run_one<5, 2, 1>, run_one<5, 1, 2>, run_one<5, 2, 2>};
+  kRuns[kind_of(s)](s, chunk, scratch);
+  return compiled_isa;
+}
+
+const char* chain_infer(const BlockStep& first, const BlockStep& second, int64_t chunk, float* scratch) {
+  const auto run = first.K == 3 ? (first.S == 1 ? run_chain<3, 1> : run_chain<3, 2>)
+                                : (first.S == 1 ? run_chain<5, 1> : run_chain<5, 2>);
+  run(first, second, chunk, scratch);
+  return compiled_isa;
+}
 
 const char* block_fwd(const BlockStep& s, int64_t chunk, float* scratch) {
   run_any(s, chunk, false, scratch);

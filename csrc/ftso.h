@@ -48,6 +48,8 @@ struct Kernels {
   // The launches of a mixed node (planes.h), each for one chunk of the images; scratch is the thread's own.
   const char* (*block_fwd)(const BlockStep&, int64_t chunk, float* scratch);
   const char* (*block_bwd)(const BlockStep&, int64_t chunk, float* scratch);
+  const char* (*block_infer)(const BlockStep&, int64_t chunk, float* scratch);
+  const char* (*chain_infer)(const BlockStep& first, const BlockStep& second, int64_t chunk, float* scratch);
   const char* (*pools_fwd)(const PoolStep&, int64_t chunk, float* scratch);
   const char* (*pools_bwd)(const PoolStep&, int64_t chunk, float* scratch);
   const char* (*mix_fwd)(const MixStep&, int64_t chunk, float* scratch);
@@ -84,6 +86,8 @@ const char* skip_cell_fwd(int64_t B, int64_t C, int64_t HW, int64_t k, const flo
 const char* skip_cell_bwd(int64_t B, int64_t C, int64_t HW, int64_t k, const float* grad_out, const float* x0,
                           const float* x1, const float* weights, float* grad_x0, float* grad_x1, float* grad_weights,
                           int threads);
+// Blocks without statistics, batch norms folded into `pointwise` and `bias`: one, or two as one launch.
+const char* infer(const BlockStep& first, const BlockStep* second, int threads);
 const char* fma_peak(int64_t rounds, double* operations, int threads);  // `rounds` on each thread, all at once
 
 }  // namespace ftso

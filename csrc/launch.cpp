@@ -90,6 +90,19 @@ const char* skip_cell_bwd(int64_t B, int64_t C, int64_t HW, int64_t k, const flo
   return ran;
 }
 
+const char* infer(const BlockStep& first, const BlockStep* second, int threads) {
+  const Kernels& isa = kernels();
+  const int64_t floats = second ? chain_scratch(first, *second) : block_scratch(first);
+  const char* ran = isa.isa;
+  over_chunks_of_work(kChunks, threads, [&](int64_t chunk) {
+    float* scratch = thread_scratch(floats);
+    const char* name =
+        second ? isa.chain_infer(first, *second, chunk, scratch) : isa.block_infer(first, chunk, scratch);
+    if (chunk == 0) ran = name;
+  });
+  return ran;
+}
+
 const char* fma_peak(int64_t rounds, double* operations, int threads) {
   const Kernels& isa = kernels();
   std::vector<double> done(threads);

@@ -21,7 +21,8 @@ struct BlockStep {
   const float* depthwise;                // [C][K*K]
   const float *pointwise, *pointwise_t;  // [N][C], [C][N]
   Planes y;
-  double* sums;
+  const float* bias;  // [N], added to y; null: none
+  double* sums;       // null: not wanted
   int64_t ld_sums;
   Planes g;
   const float *al, *be, *ga, *center;
@@ -111,6 +112,13 @@ inline int64_t block_scratch(const BlockStep& s) {
       s.S * Frame(s.H, s.S == 1 ? s.W : (s.W + 1) / 2, border).floats() + Frame(s.Ho, s.Wo, border).floats();
   const int64_t vectors = g.images * g.plane / kLanes;
   return frames + (2 * s.C + s.N) * g.ld + 2 * s.N * kLanes + 4 * rounded_up(vectors, kLanes) + 64;
+}
+
+// Two blocks of inference one after the other, what lies between them in scratch.
+inline int64_t chain_scratch(const BlockStep& first, const BlockStep& second) {
+  const int64_t images = Group(first.B, first.C > first.N ? first.C : first.N, first.Ho * first.Wo).images;
+  const int64_t between = rounded_up(images * first.N * first.Ho * first.Wo, kLanes) + kLanes;
+  return rounded_up(block_scratch(first), kLanes) + rounded_up(block_scratch(second), kLanes) + between;
 }
 
 inline int64_t mix_scratch(const MixStep& s) {

@@ -27,6 +27,8 @@ FTSO_KERNEL(reduce_fwd);
 FTSO_KERNEL(reduce_bwd);
 FTSO_KERNEL(block_fwd);
 FTSO_KERNEL(block_bwd);
+FTSO_KERNEL(block_infer);
+FTSO_KERNEL(chain_infer);
 FTSO_KERNEL(pools_fwd);
 FTSO_KERNEL(pools_bwd);
 FTSO_KERNEL(mix_fwd);
@@ -34,10 +36,10 @@ FTSO_KERNEL(mix_bwd);
 FTSO_KERNEL(fma_peak);
 
 extern const Kernels kernels;
-const Kernels kernels = {compiled_isa, skip_cell_fwd, skip_cell_bwd, stem_covariance,  stem_fwd,
-                         stem_bwd,     cell_fwd,      cell_bwd,      reduce_paths_fwd, reduce_paths_bwd,
-                         reduce_fwd,   reduce_bwd,    block_fwd,     block_bwd,        pools_fwd,
-                         pools_bwd,    mix_fwd,       mix_bwd,       fma_peak};
+const Kernels kernels = {compiled_isa, skip_cell_fwd, skip_cell_bwd,    stem_covariance,  stem_fwd,   stem_bwd,
+                         cell_fwd,     cell_bwd,      reduce_paths_fwd, reduce_paths_bwd, reduce_fwd, reduce_bwd,
+                         block_fwd,    block_bwd,     block_infer,      chain_infer,      pools_fwd,  pools_bwd,
+                         mix_fwd,      mix_bwd,       fma_peak};
 
 }  // namespace FTSO_ISA
 }  // namespace ftso

@@ -14,6 +14,7 @@ from ._backend import (
     use_backend,
     use_isa,
 )
+from .folded_conv import fold_batch_norm, folded_conv
 from .mixed_cell import mixed_cell
 from .partial_mix import mixed_weights, partial_mix
 from .relu_conv_bn import factorized_reduce, relu_conv_bn
@@ -35,6 +36,8 @@ __all__ = [
     "cpu_cannot",
     "dil_conv",
     "factorized_reduce",
+    "fold_batch_norm",
+    "folded_conv",
     "isa",
     "mixed_cell",
     "mixed_weights",

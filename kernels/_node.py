@@ -62,7 +62,7 @@ def planes(x: Tensor) -> Tensor:
     return x if rows else x.contiguous()
 
 
-def _view(x: Tensor) -> tuple[int, int, int]:
+def view(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), x.stride(0), x.stride(1)
 
 
@@ -82,12 +82,12 @@ def run_forward(
     plan = _node(inputs, weights, operators, strides, k)
     assert saved.numel() == plan.saved_floats()
     plan.forward(
-        [_view(x) for x in inputs],
+        [view(x) for x in inputs],
         edge_weights.data_ptr(),
         operator_weights.data_ptr(),
         [w.data_ptr() for w in weights],
         [a.data_ptr() for a in affine],
-        _view(node),
+        view(node),
         saved.data_ptr(),
         torch.get_num_threads(),
     )
@@ -116,15 +116,15 @@ def run_backward(
     plan = _node(inputs, weights, operators, strides, k)
     work = pooled(plan.work_floats())
     plan.backward(
-        [_view(x) for x in inputs],
+        [view(x) for x in inputs],
         edge_weights.data_ptr(),
         operator_weights.data_ptr(),
         [w.data_ptr() for w in weights],
         [a.data_ptr() for a in affine],
-        _view(grad),
+        view(grad),
         saved.data_ptr(),
         work.data_ptr(),
-        [(0, 0, 0) if d is None else _view(d) for d in d_inputs],
+        [(0, 0, 0) if d is None else view(d) for d in d_inputs],
         d_edge_weights.data_ptr(),
         d_operator_weights.data_ptr(),
         [d.data_ptr() for d in d_weights],

@@ -1,0 +1,145 @@
+"""Separable blocks for inference: batch norm folded into the pointwise convolution, a whole sep_conv in one pass.
+
+One block is ReLU, depthwise K x K (K = 1: none), pointwise with bias; a second one of stride 1 may follow:
+
+    y = b_2 + W_2 d_2(relu( b_1 + W_1 d_1(relu(x)) ))          d: depthwise convolution, W: pointwise
+
+What lies between the two never reaches memory. With the running statistics of a batch norm behind a pointwise W,
+
+    W' = weight / sqrt(variance + eps) * W            b' = bias - weight * mean / sqrt(variance + eps).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._backend import choose, core
+from ._memory import pooled
+from ._node import planes, view
+from .operators import EPS
+
+
+def fold_batch_norm(
+    pointwise: Tensor, mean: Tensor, variance: Tensor, affine: Sequence[Tensor] = (), eps: float = EPS
+) -> tuple[Tensor, Tensor]:
+    """(pointwise, bias) that give what pointwise (C_out, C, 1, 1) and a batch norm with these statistics (C_out,) give;
+    affine: empty, or weight and bias."""
+    scale = (variance + eps).rsqrt()
+    if affine:
+        scale = scale * affine[0]
+    bias = -mean * scale
+    return pointwise * scale.view(-1, 1, 1, 1), bias + affine[1] if affine else bias
+
+
+def reference(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int) -> Tensor:
+    """The definition."""
+    left = list(weights)
+    for i, bias in enumerate(biases):
+        x = x.relu()
+        s = 1 if i else stride
+        if len(weights) > len(biases):
+            depthwise = left.pop(0)
+            K = depthwise.shape[-1]
+            x = F.conv2d(x, depthwise, None, s, dilation * (K // 2), dilation, groups=x.shape[1])
+            s = 1
+        x = F.conv2d(x, left.pop(0), bias, s)
+    return x
+
+
+def folded_conv(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int = 1, dilation: int = 1
+) -> Tensor:
+    """(B, C, H, W) -> (B, C_out, ceil(H/stride), ceil(W/stride)), see the module.
+
+    weights, biases: pointwise, bias (a folded relu_conv_bn); depthwise, pointwise, bias (dil_conv, with dilation 2);
+    depthwise, pointwise twice, two biases (sep_conv, dilation 1). Without gradients: for inference.
+
+    Raises ValueError or TypeError naming the argument, what was expected and what came; RuntimeError where a gradient
+    is asked for.
+    """
+    check(x, weights, biases, stride, dilation)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
+        raise RuntimeError("folded_conv: x, weights, biases: expected no gradient to be asked for: use torch.no_grad()")
+    table: dict[str, Callable[..., Tensor]] = {"cpu": _cpu, "reference": reference}
+    return choose("folded_conv", table, x)(x, weights, biases, stride, dilation)
+
+
+def check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int) -> None:
+    """Refuses what no kernel may see."""
+    op = "folded_conv"
+    if x.dim() != 4 or 0 in x.shape:
+        raise ValueError(f"{op}: x: expected shape (B, C, H, W), none of them 0, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{op}: x: expected a floating type, got {x.dtype}")
+    for name, value in (("stride", stride), ("dilation", dilation)):
+        if isinstance(value, bool) or value not in (1, 2):
+            raise ValueError(f"{op}: {name}: expected 1 or 2, got {value!r}")
+    counts = len(weights), len(biases)
+    if counts not in ((1, 1), (2, 1), (4, 2)):
+        raise ValueError(f"{op}: weights, biases: expected 1 and 1, 2 and 1, or 4 and 2 tensors, got {counts}")
+    if dilation == 2 and counts != (2, 1):
+        raise ValueError(f"{op}: dilation: expected 1 for {counts[0]} weights, got 2")
+    C, K, shapes = x.shape[1], 0, list[tuple[int, ...]]()
+    for i, w in enumerate(weights):
+        shape = tuple(w.shape)
+        if len(weights) > 1 and i % 2 == 0:
+            K = K or (shape[-1] if len(shape) == 4 and shape[-1] in (3, 5) else 3)
+            shapes.append((C, 1, K, K))
+        else:
+            shapes.append((shape[0] if len(shape) == 4 else 1, C, 1, 1))
+            C = shapes[-1][0]
+            shapes.append((C,))
+    given = [("weights", i, w) for i, w in enumerate(weights)]
+    for i, bias in enumerate(biases):
+        given.insert((i + 1) * len(weights) // len(biases) + i, ("biases", i, bias))
+    for (name, i, t), shape in zip(given, shapes, strict=True):
+        if tuple(t.shape) != shape:
+            raise ValueError(f"{op}: {name}[{i}]: expected shape {shape}, got {tuple(t.shape)}")
+        if t.dtype != x.dtype or t.device != x.device:
+            raise TypeError(f"{op}: {name}[{i}]: expected {x.dtype} on {x.device}, got {t.dtype} on {t.device}")
+
+
+def _cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int) -> Tensor:
+    found: Tensor = torch.ops.ftso_fast.folded_conv(x, list(weights), list(biases), stride, dilation)
+    return found
+
+
+_LIB = torch.library.Library("ftso_fast", "FRAGMENT")
+_LIB.define("folded_conv(Tensor x, Tensor[] weights, Tensor[] biases, int stride, int dilation) -> Tensor")
+
+
+def _shape(x: Tensor, weights: Sequence[Tensor], stride: int) -> tuple[int, int, int, int]:
+    B, _, H, W = x.shape
+    return B, weights[-1].shape[0], (H + stride - 1) // stride, (W + stride - 1) // stride
+
+
+def _fwd_cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int) -> Tensor:
+    check(x, weights, biases, stride, dilation)
+    if x.dtype != torch.float32:
+        raise TypeError(f"folded_conv: x: the cpu backend expected float32, got {x.dtype}")
+    shape = _shape(x, weights, stride)
+    y = pooled(shape[0] * shape[1] * shape[2] * shape[3]).view(shape)
+    x, small = planes(x), [t.contiguous() for t in (*weights, *biases)]
+    at, n = [t.data_ptr() for t in small], len(weights)
+    channels = [x.shape[1], *(b.shape[0] for b in biases)]
+    K = 1 if n == 1 else weights[0].shape[-1]
+    sizes = x.shape[0], x.shape[2], x.shape[3]
+    core().folded_conv(*sizes, channels, K, stride, dilation, view(x), at[:n], at[n:], view(y), torch.get_num_threads())
+    return y
+
+
+def _fake(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int) -> Tensor:
+    check(x, weights, biases, stride, dilation)
+    return x.new_empty(_shape(x, weights, stride))
+
+
+def _no_gradient(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("folded_conv: the cpu backend has no derivatives: it is for inference")
+
+
+_LIB.impl("folded_conv", _fwd_cpu, "CPU")
+torch.library.register_fake("ftso_fast::folded_conv", _fake, lib=_LIB)
+torch.library.register_autograd("ftso_fast::folded_conv", _no_gradient, lib=_LIB)
