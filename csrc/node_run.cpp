@@ -104,6 +104,10 @@ struct Node::Coefficients {
       const double mean = first(i, c) / node.count(), variance = second(i, c) / node.count() - mean * mean;
       found[c] = mean, found[n.channels + c] = 1 / std::sqrt(std::max(variance, 0.0) + kEps);
     }
+    // what rounding up leaves free is written too: equal calls leave equal bytes
+    const int64_t end = n.statistics + rounded_up(4 * n.channels, kLanes);
+    for (int64_t p = n.raw + node.spec_.B * n.channels * node.pixels(); p < n.statistics; ++p) call.saved[p] = 0;
+    for (int64_t p = n.statistics + 4 * n.channels; p < end; ++p) call.saved[p] = 0;
     load(i);
   }
   // Behind the affine part y is y * scale + shift.
