@@ -45,7 +45,7 @@ class Node {
   const char* backward(const Call& call, const Gradients& gradients) const;
 
  private:
-  // A batch norm: of `channels` raw planes at `raw`; its mean and 1/deviation are doubles at `statistics`.
+  // A batch norm: of `channels` raw planes at `raw`; its mean and 1/deviation are at `statistics`.
   struct Norm {
     int64_t channels, raw, statistics;
     int edge, op;
@@ -70,7 +70,6 @@ class Node {
   void plan_operator(int edge, int op, int& weight);
   int64_t pixels() const { return H_ * W_; }
   double count() const { return static_cast<double>(spec_.B * pixels()); }
-  double* statistics(const Call& call, const Norm& n) const;
   Planes raw(const Call& call, const Norm& n, int64_t first = 0) const;
   BlockStep step(const Call& call, const Block& b) const;
   PoolStep step(const Call& call, const Pools& p, const std::vector<float>& inverse) const;

@@ -96,13 +96,16 @@ struct Node::Coefficients {
   double first(size_t i, int64_t c) const { return over_chunks(of[i].sums.data(), 2 * node.norms_[i].channels, c); }
   double second(size_t i, int64_t c) const { return first(i, node.norms_[i].channels + c); }
 
-  // Forward: mean and 1/deviation from the sums.
+  // Forward: mean and 1/deviation from the sums, each kept as two floats that add up to it.
   void finish(size_t i) {
     const Norm& n = node.norms_[i];
-    double* found = node.statistics(call, n);
+    float* kept = call.saved + n.statistics;
+    const auto keep = [&](double value, float* at) {
+      at[0] = static_cast<float>(value), at[n.channels] = static_cast<float>(value - at[0]);
+    };
     for (int64_t c = 0; c < n.channels; ++c) {
       const double mean = first(i, c) / node.count(), variance = second(i, c) / node.count() - mean * mean;
-      found[c] = mean, found[n.channels + c] = 1 / std::sqrt(std::max(variance, 0.0) + kEps);
+      keep(mean, kept + c), keep(1 / std::sqrt(std::max(variance, 0.0) + kEps), kept + 2 * n.channels + c);
     }
     // what rounding up leaves free is written too: equal calls leave equal bytes
     const int64_t end = n.statistics + rounded_up(4 * n.channels, kLanes);
@@ -110,13 +113,17 @@ struct Node::Coefficients {
     for (int64_t p = n.statistics + 4 * n.channels; p < end; ++p) call.saved[p] = 0;
     load(i);
   }
+  double kept(size_t i, int64_t at) const {
+    const float* pair = call.saved + node.norms_[i].statistics + at;
+    return static_cast<double>(pair[0]) + pair[node.norms_[i].channels];
+  }
+  double mean(size_t i, int64_t c) const { return kept(i, c); }
+  double scale(size_t i, int64_t c) const { return kept(i, 2 * node.norms_[i].channels + c); }  // 1/deviation
   // Behind the affine part y is y * scale + shift.
   void load(size_t i) {
-    const Norm& n = node.norms_[i];
-    const double* found = node.statistics(call, n);
-    for (int64_t c = 0; c < n.channels; ++c) {
-      const double r = found[n.channels + c], shift = -found[c] * r;
-      of[i].center[c] = static_cast<float>(found[c]);
+    for (int64_t c = 0; c < node.norms_[i].channels; ++c) {
+      const double r = scale(i, c), shift = -mean(i, c) * r;
+      of[i].center[c] = static_cast<float>(mean(i, c));
       of[i].scale[c] = static_cast<float>(gamma(i, c) * r);
       of[i].shift[c] = static_cast<float>(gamma(i, c) * shift + bias(i, c));
     }
@@ -124,9 +131,7 @@ struct Node::Coefficients {
   // Backward: dy = al * g + be * (y - center) + ga, where g is the gradient behind `weight` * (affine part), `sum` its
   // sum and `dot` that of g * (y - center). Returns the sum of g * x_hat.
   double finish_backward(size_t i, int64_t c, double weight, double sum, double dot, const Gradients& gradients) {
-    const Norm& n = node.norms_[i];
-    const double* found = node.statistics(call, n);
-    const double r = found[n.channels + c], off = of[i].center[c] - found[c], m = node.count();
+    const double r = scale(i, c), off = of[i].center[c] - mean(i, c), m = node.count();
     const double rw = r * weight * gamma(i, c), q = r * (dot + off * sum);
     of[i].al[c] = static_cast<float>(rw), of[i].be[c] = static_cast<float>(-r * rw * q / m);
     of[i].ga[c] = static_cast<float>(-rw * (sum + r * q * off) / m);
