@@ -174,9 +174,47 @@ class _Nodes:
         floats = [saved_floats(B, c, c, *self.size[2:], operators, strides) for strides in self.strides]
         self.saved = list(accumulate(floats, initial=0))
 
+    def check_backward(self, grad: Tensor, out: Tensor, saved: Tensor, needs: Sequence[bool]) -> None:
+        B, C, H, W = self.size
+        shape = (B, C * len(self.inputs), H, W)
+        for name, t, expected in (("grad", grad, shape), ("out", out, shape), ("saved", saved, (self.saved[-1],))):
+            if tuple(t.shape) != expected or t.dtype != torch.float32:
+                raise ValueError(
+                    f"mixed_cell_bwd: {name}: expected torch.float32 of shape {expected}, "
+                    f"got {t.dtype} of shape {tuple(t.shape)}"
+                )
+        if len(needs) != N_INPUTS:
+            raise ValueError(f"mixed_cell_bwd: needs: expected {N_INPUTS} flags, got {len(needs)}")
+
     def states(self, x0: Tensor, x1: Tensor, out: Tensor) -> list[Tensor]:
         parts = [out[:, j * self.C : (j + 1) * self.C] for j in range(len(self.inputs))]
         return [x0, x1, *parts]
+
+
+def _checked(
+    x0: Tensor,
+    x1: Tensor,
+    edge_weights: Tensor,
+    operator_weights: Tensor,
+    weights: Sequence[Tensor],
+    operators: Sequence[int],
+    inputs: Sequence[int],
+    counts: Sequence[int],
+    reduction: bool,
+    k: int,
+) -> _Nodes:
+    """The operation may be called by itself: what `mixed_cell` refuses is refused here."""
+    if any(not 0 <= o < len(NAMES) for o in operators):
+        raise ValueError(f"mixed_cell: operators: expected numbers from 0 to {len(NAMES) - 1}, got {list(operators)}")
+    if any(n < 1 for n in counts) or sum(counts) != len(inputs):
+        raise ValueError(
+            f"mixed_cell: counts: expected positive numbers that sum to the {len(inputs)} inputs, got {list(counts)}"
+        )
+    ends = list(accumulate(counts))
+    own = [list(inputs[end - n : end]) for end, n in zip(ends, counts, strict=True)]
+    names = [NAMES[o] for o in operators]
+    _check(x0, x1, edge_weights, operator_weights, weights, names, own, reduction, k)
+    return _Nodes(x0, operators, inputs, counts, reduction, k)
 
 
 def _fwd_cpu(
@@ -191,7 +229,9 @@ def _fwd_cpu(
     reduction: bool,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    nodes = _Nodes(x0, operators, inputs, counts, reduction, k)
+    nodes = _checked(x0, x1, edge_weights, operator_weights, weights, operators, inputs, counts, reduction, k)
+    if x0.dtype != torch.float32:
+        raise TypeError(f"mixed_cell: x0: the cpu backend expected float32, got {x0.dtype}")
     B, C, H, W = nodes.size
     out = pooled(B * C * len(counts) * H * W).view(B, C * len(counts), H, W)
     saved = pooled(nodes.saved[-1])
@@ -232,7 +272,8 @@ def _bwd_cpu(
     needs: Sequence[bool],
     needs_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    nodes = _Nodes(x0, operators, inputs, counts, reduction, k)
+    nodes = _checked(x0, x1, edge_weights, operator_weights, weights, operators, inputs, counts, reduction, k)
+    nodes.check_backward(grad, out, saved, needs)
     total = pooled(out.numel()).view(out.shape).copy_(grad)  # of every node; later nodes add to it
     d_inputs = [
         pooled(x.numel()).view(x.shape) if need else x.new_empty(0) for x, need in zip((x0, x1), needs, strict=True)
@@ -285,7 +326,7 @@ def _fwd_fake(
     reduction: bool,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    nodes = _Nodes(x0, operators, inputs, counts, reduction, k)
+    nodes = _checked(x0, x1, edge_weights, operator_weights, weights, operators, inputs, counts, reduction, k)
     B, C, H, W = nodes.size
     return x0.new_empty(B, C * len(counts), H, W), x0.new_empty(nodes.saved[-1])
 
@@ -307,6 +348,8 @@ def _bwd_fake(
     needs: Sequence[bool],
     needs_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    nodes = _checked(x0, x1, edge_weights, operator_weights, weights, operators, inputs, counts, reduction, k)
+    nodes.check_backward(grad, out, saved, needs)
     d0, d1 = (x.new_empty(x.shape if need else (0,)) for x, need in zip((x0, x1), needs, strict=True))
     d_weights = [w.new_empty(w.shape if needs_weights else (0,)) for w in weights]
     return d0, d1, torch.empty_like(edge_weights), torch.empty_like(operator_weights), d_weights

@@ -178,3 +178,41 @@ def test_wrong_calls_meet_a_sentence_before_a_kernel(sentence, changes):
     with pytest.raises((ValueError, TypeError), match=f"mixed_cell: .*({sentence})"):
         mixed_cell(**wrong(**changes))
     assert kernels.calls() == before
+
+
+RAW = [
+    (5, [99], "operators: expected numbers from 0 to 9"),
+    (5, [-1], "operators: expected numbers from 0 to 9"),
+    (7, [2, 3, 4, 6], "counts: expected positive numbers that sum to the 14 inputs"),
+    (7, [0, 5, 4, 5], "counts: expected positive numbers"),
+    (6, [0, 9, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4], r"inputs\[0\]: expected states from 0 to 1"),
+    (0, torch.zeros(3, 16, 9, 8), "expected the shape of x0|even height"),
+    (2, torch.zeros(14, dtype=torch.float64), "expected torch.float32"),
+    (4, [], "weights: expected"),
+]
+
+
+@pytest.mark.parametrize(("at", "value", "sentence"), RAW)
+def test_the_operation_by_itself_refuses_as_well(at, value, sentence):
+    x0, x1, edges, alphas, *weights = drawn(*CASES[1])
+    flat, counts = [i for own in FULL for i in own], [len(own) for own in FULL]
+    arguments = [x0, x1, edges, alphas, weights, list(range(8)), flat, counts, True, 4]
+    arguments[at] = value
+    before = kernels.calls()
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        torch.ops.ftso_fast.mixed_cell(*arguments)
+    assert kernels.calls() == before
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_the_backward_operation_refuses_what_does_not_fit(which):
+    x0, x1, edges, alphas, *weights = drawn(*CASES[1])
+    flat, counts = [i for own in FULL for i in own], [len(own) for own in FULL]
+    arguments = [x0, x1, edges, alphas, weights, list(range(8)), flat, counts, True, 4]
+    out, saved = torch.ops.ftso_fast.mixed_cell(*arguments)
+    given = [torch.zeros_like(out), out, saved]
+    given[which] = given[which][:-1]
+    before = kernels.calls()
+    with pytest.raises(ValueError, match=r"mixed_cell_bwd: .*: expected torch.float32 of shape"):
+        torch.ops.ftso_fast.mixed_cell_bwd(*given, *arguments, [True, True], True)
+    assert kernels.calls() == before
