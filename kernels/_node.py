@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,12 +47,45 @@ def _plan(B: int, C: int, N: int, k: int, operators: tuple[int, ...], inputs: tu
     return core().Node(B, C, N, k, list(operators), list(inputs))
 
 
-def _node(
-    inputs: Sequence[Tensor], weights: Sequence[Tensor], operators: Sequence[int], strides: Sequence[int], k: int
-) -> Any:
-    B, C = inputs[0].shape[:2]
-    sizes = tuple((x.shape[2], x.shape[3], s) for x, s in zip(inputs, strides, strict=True))
-    return _plan(B, C, channels_out(inputs, weights, operators, k), k, tuple(operators), sizes)
+class NodeCall(NamedTuple):
+    """What a node is asked for; operators are numbers of `NAMES`."""
+
+    inputs: Sequence[Tensor]
+    edge_weights: Tensor
+    operator_weights: Tensor
+    weights: Sequence[Tensor]
+    affine: Sequence[Tensor]
+    operators: Sequence[int]
+    strides: Sequence[int]
+    k: int
+
+    def ready(self) -> "NodeCall":
+        """The same with memory laid out as the core reads it."""
+        return self._replace(
+            inputs=[planes(x) for x in self.inputs],
+            edge_weights=self.edge_weights.contiguous(),
+            operator_weights=self.operator_weights.contiguous(),
+            weights=[w.contiguous() for w in self.weights],
+            affine=[a.contiguous() for a in self.affine],
+        )
+
+    @property
+    def plan(self) -> Any:
+        B, C = self.inputs[0].shape[:2]
+        sizes = tuple((x.shape[2], x.shape[3], s) for x, s in zip(self.inputs, self.strides, strict=True))
+        N = channels_out(self.inputs, self.weights, self.operators, self.k)
+        return _plan(B, C, N, self.k, tuple(self.operators), sizes)
+
+    @property
+    def pointers(self) -> tuple[Any, ...]:
+        weights, affine = ([t.data_ptr() for t in tensors] for tensors in (self.weights, self.affine))
+        return (
+            [view(x) for x in self.inputs],
+            self.edge_weights.data_ptr(),
+            self.operator_weights.data_ptr(),
+            weights,
+            affine,
+        )
 
 
 def planes(x: Tensor) -> Tensor:
@@ -66,69 +99,37 @@ def view(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), x.stride(0), x.stride(1)
 
 
-def run_forward(
-    inputs: Sequence[Tensor],
-    edge_weights: Tensor,
-    operator_weights: Tensor,
-    weights: Sequence[Tensor],
-    affine: Sequence[Tensor],
-    operators: Sequence[int],
-    strides: Sequence[int],
-    k: int,
-    node: Tensor,
-    saved: Tensor,
-) -> None:
-    """Write the node and what its backward pass needs. Planes of inputs and node contiguous, all else contiguous."""
-    plan = _node(inputs, weights, operators, strides, k)
-    assert saved.numel() == plan.saved_floats()
-    plan.forward(
-        [view(x) for x in inputs],
-        edge_weights.data_ptr(),
-        operator_weights.data_ptr(),
-        [w.data_ptr() for w in weights],
-        [a.data_ptr() for a in affine],
-        view(node),
-        saved.data_ptr(),
-        torch.get_num_threads(),
-    )
+def run_forward(call: NodeCall, node: Tensor, saved: Tensor) -> None:
+    """Write the node and what its backward pass needs."""
+    call.plan.forward(*call.pointers, view(node), saved.data_ptr(), torch.get_num_threads())
 
 
-def run_backward(
-    grad: Tensor,
-    saved: Tensor,
-    inputs: Sequence[Tensor],
-    edge_weights: Tensor,
-    operator_weights: Tensor,
-    weights: Sequence[Tensor],
-    affine: Sequence[Tensor],
-    operators: Sequence[int],
-    strides: Sequence[int],
-    k: int,
-    d_inputs: Sequence[Tensor | None],
-    add: Sequence[bool],
-    d_edge_weights: Tensor,
-    d_operator_weights: Tensor,
-    d_weights: Sequence[Tensor],
-    d_affine: Sequence[Tensor],
-) -> None:
-    """Write the gradients, those of inputs where wanted and added to what is there where `add` says so; d_weights:
-    empty where nobody wants them."""
-    plan = _node(inputs, weights, operators, strides, k)
+class NodeGradients(NamedTuple):
+    """Where a node's gradients go: those of inputs where wanted, added to what is there where `add` says so (empty:
+    nowhere); weights: empty where nobody wants them."""
+
+    inputs: Sequence[Tensor | None]
+    add: Sequence[bool]
+    edge_weights: Tensor
+    operator_weights: Tensor
+    weights: Sequence[Tensor]
+    affine: Sequence[Tensor]
+
+
+def run_backward(call: NodeCall, grad: Tensor, saved: Tensor, gradients: NodeGradients) -> None:
+    """Write the gradients under the node's gradient `grad`, whose planes are contiguous."""
+    plan = call.plan
     work = pooled(plan.work_floats())
     plan.backward(
-        [view(x) for x in inputs],
-        edge_weights.data_ptr(),
-        operator_weights.data_ptr(),
-        [w.data_ptr() for w in weights],
-        [a.data_ptr() for a in affine],
+        *call.pointers,
         view(grad),
         saved.data_ptr(),
         work.data_ptr(),
-        [(0, 0, 0) if d is None else view(d) for d in d_inputs],
-        d_edge_weights.data_ptr(),
-        d_operator_weights.data_ptr(),
-        [d.data_ptr() for d in d_weights],
-        [d.data_ptr() for d in d_affine],
-        list(add),
+        [(0, 0, 0) if d is None else view(d) for d in gradients.inputs],
+        gradients.edge_weights.data_ptr(),
+        gradients.operator_weights.data_ptr(),
+        [d.data_ptr() for d in gradients.weights],
+        [d.data_ptr() for d in gradients.affine],
+        list(gradients.add),
         torch.get_num_threads(),
     )

@@ -10,8 +10,9 @@ Source: DARTS, section 2.1; PC-DARTS, section 3.1.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, pairwise
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from . import partial_mix as node
 from ._backend import choose
 from ._memory import pooled
-from ._node import NAMES, planes, run_backward, run_forward, saved_floats
+from ._node import NAMES, NodeCall, NodeGradients, planes, run_backward, run_forward, saved_floats
 
 Inputs = Sequence[Sequence[int]]
 N_INPUTS = 2
@@ -151,208 +152,155 @@ _LIB.define(
 )
 
 
-class _Nodes:
-    """Where each node's edges, weights and saved values lie."""
+class _Cell(NamedTuple):
+    """One call of the operation; operators are numbers of `NAMES`, counts the inputs of each node."""
 
-    def __init__(
-        self,
-        x0: Tensor,
-        operators: Sequence[int],
-        inputs: Sequence[int],
-        counts: Sequence[int],
-        reduction: bool,
-        k: int,
-    ) -> None:
-        self.edges = list(accumulate(counts, initial=0))
-        self.inputs = [list(inputs[a:b]) for a, b in zip(self.edges, self.edges[1:], strict=False)]
-        self.strides = strides_of(self.inputs, reduction)
-        names = [NAMES[o] for o in operators]
-        self.weights = list(accumulate((_n_weights(names, s) for s in self.strides), initial=0))
-        B, self.C, H, W = x0.shape
-        self.size = (B, self.C, H // 2, W // 2) if reduction else (B, self.C, H, W)
-        c = self.C // k
-        floats = [saved_floats(B, c, c, *self.size[2:], operators, strides) for strides in self.strides]
-        self.saved = list(accumulate(floats, initial=0))
+    x0: Tensor
+    x1: Tensor
+    edge_weights: Tensor
+    operator_weights: Tensor
+    weights: Sequence[Tensor]
+    operators: Sequence[int]
+    flat: Sequence[int]
+    counts: Sequence[int]
+    reduction: bool
+    k: int
+
+    def checked(self) -> "_Cell":
+        """The operation may be called by itself: what `mixed_cell` refuses is refused here."""
+        if any(not 0 <= o < len(NAMES) for o in self.operators):
+            expected = f"numbers from 0 to {len(NAMES) - 1}"
+            raise ValueError(f"mixed_cell: operators: expected {expected}, got {list(self.operators)}")
+        if any(n < 1 for n in self.counts) or sum(self.counts) != len(self.flat):
+            expected = f"positive numbers that sum to the {len(self.flat)} inputs"
+            raise ValueError(f"mixed_cell: counts: expected {expected}, got {list(self.counts)}")
+        _check(*self[:5], [NAMES[o] for o in self.operators], self.inputs, self.reduction, self.k)
+        return self
 
     def check_backward(self, grad: Tensor, out: Tensor, saved: Tensor, needs: Sequence[bool]) -> None:
-        B, C, H, W = self.size
-        shape = (B, C * len(self.inputs), H, W)
-        for name, t, expected in (("grad", grad, shape), ("out", out, shape), ("saved", saved, (self.saved[-1],))):
-            if tuple(t.shape) != expected or t.dtype != torch.float32:
+        """Refuses what forward did not leave."""
+        floats = (self.saved_from[-1],)
+        for name, t, expected in (("grad", grad, self.size), ("out", out, self.size), ("saved", saved, floats)):
+            if tuple(t.shape) != expected or t.dtype != self.x0.dtype:
                 raise ValueError(
-                    f"mixed_cell_bwd: {name}: expected torch.float32 of shape {expected}, "
+                    f"mixed_cell_bwd: {name}: expected {self.x0.dtype} of shape {expected}, "
                     f"got {t.dtype} of shape {tuple(t.shape)}"
                 )
         if len(needs) != N_INPUTS:
             raise ValueError(f"mixed_cell_bwd: needs: expected {N_INPUTS} flags, got {len(needs)}")
 
+    def ready(self) -> "_Cell":
+        """The same with memory laid out as the core reads it."""
+        if self.x0.dtype != torch.float32:
+            raise TypeError(f"mixed_cell: x0: the cpu backend expected float32, got {self.x0.dtype}")
+        return self._replace(
+            x0=planes(self.x0),
+            x1=planes(self.x1),
+            edge_weights=self.edge_weights.contiguous(),
+            operator_weights=self.operator_weights.contiguous(),
+            weights=[w.contiguous() for w in self.weights],
+        )
+
+    @property
+    def size(self) -> tuple[int, int, int, int]:
+        """The shape of the output."""
+        B, C, H, W = self.x0.shape
+        return (B, C * len(self.counts), H // 2, W // 2) if self.reduction else (B, C * len(self.counts), H, W)
+
+    # where each node's edges, weights and saved values begin; the last entry is where they end
+
+    @property
+    def edges_from(self) -> list[int]:
+        return list(accumulate(self.counts, initial=0))
+
+    @property
+    def inputs(self) -> list[list[int]]:
+        return [list(self.flat[a:b]) for a, b in pairwise(self.edges_from)]
+
+    @property
+    def weights_from(self) -> list[int]:
+        names = [NAMES[o] for o in self.operators]
+        return list(accumulate((_n_weights(names, s) for s in strides_of(self.inputs, self.reduction)), initial=0))
+
+    @property
+    def saved_from(self) -> list[int]:
+        B, c = self.x0.shape[0], self.x0.shape[1] // self.k
+        sizes = (
+            saved_floats(B, c, c, *self.size[2:], self.operators, strides)
+            for strides in strides_of(self.inputs, self.reduction)
+        )
+        return list(accumulate(sizes, initial=0))
+
+    def nodes(self, out: Tensor, saved: Tensor) -> list[tuple[NodeCall, Tensor]]:
+        """Each node's call on states that lie in `out`, and its part of `saved`."""
+        states = self.states(self.x0, self.x1, out)
+        calls = [
+            NodeCall([states[i] for i in own], self.edge_weights[e], self.operator_weights[e], self.weights[w], [],
+                     self.operators, strides, self.k)
+            for own, e, w, strides in zip(self.inputs, _parts(self.edges_from), _parts(self.weights_from),
+                                          strides_of(self.inputs, self.reduction), strict=True)
+        ]  # fmt: skip
+        return list(zip(calls, (saved[part] for part in _parts(self.saved_from)), strict=True))
+
     def states(self, x0: Tensor, x1: Tensor, out: Tensor) -> list[Tensor]:
-        parts = [out[:, j * self.C : (j + 1) * self.C] for j in range(len(self.inputs))]
-        return [x0, x1, *parts]
+        """The inputs, and each node's channels of the output."""
+        return [x0, x1, *out.chunk(len(self.counts), 1)]
 
 
-def _checked(
-    x0: Tensor,
-    x1: Tensor,
-    edge_weights: Tensor,
-    operator_weights: Tensor,
-    weights: Sequence[Tensor],
-    operators: Sequence[int],
-    inputs: Sequence[int],
-    counts: Sequence[int],
-    reduction: bool,
-    k: int,
-) -> _Nodes:
-    """The operation may be called by itself: what `mixed_cell` refuses is refused here."""
-    if any(not 0 <= o < len(NAMES) for o in operators):
-        raise ValueError(f"mixed_cell: operators: expected numbers from 0 to {len(NAMES) - 1}, got {list(operators)}")
-    if any(n < 1 for n in counts) or sum(counts) != len(inputs):
-        raise ValueError(
-            f"mixed_cell: counts: expected positive numbers that sum to the {len(inputs)} inputs, got {list(counts)}"
-        )
-    ends = list(accumulate(counts))
-    own = [list(inputs[end - n : end]) for end, n in zip(ends, counts, strict=True)]
-    names = [NAMES[o] for o in operators]
-    _check(x0, x1, edge_weights, operator_weights, weights, names, own, reduction, k)
-    return _Nodes(x0, operators, inputs, counts, reduction, k)
+def _parts(bounds: Sequence[int]) -> list[slice]:
+    return [slice(a, b) for a, b in pairwise(bounds)]
 
 
-def _fwd_cpu(
-    x0: Tensor,
-    x1: Tensor,
-    edge_weights: Tensor,
-    operator_weights: Tensor,
-    weights: Sequence[Tensor],
-    operators: Sequence[int],
-    inputs: Sequence[int],
-    counts: Sequence[int],
-    reduction: bool,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    nodes = _checked(x0, x1, edge_weights, operator_weights, weights, operators, inputs, counts, reduction, k)
-    if x0.dtype != torch.float32:
-        raise TypeError(f"mixed_cell: x0: the cpu backend expected float32, got {x0.dtype}")
-    B, C, H, W = nodes.size
-    out = pooled(B * C * len(counts) * H * W).view(B, C * len(counts), H, W)
-    saved = pooled(nodes.saved[-1])
-    states = nodes.states(planes(x0), planes(x1), out)
-    edge_weights, operator_weights = edge_weights.contiguous(), operator_weights.contiguous()
-    weights = [w.contiguous() for w in weights]
-    for j, own in enumerate(nodes.inputs):
-        a, b = nodes.edges[j], nodes.edges[j + 1]
-        run_forward(
-            [states[i] for i in own],
-            edge_weights[a:b],
-            operator_weights[a:b],
-            weights[nodes.weights[j] : nodes.weights[j + 1]],
-            [],
-            operators,
-            nodes.strides[j],
-            k,
-            states[j + N_INPUTS],
-            saved[nodes.saved[j] : nodes.saved[j + 1]],
-        )
+def _fwd_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
+    cell = _Cell(*arguments).checked().ready()
+    out, saved = pooled(prod(cell.size)).view(cell.size), pooled(cell.saved_from[-1])
+    for (call, own), state in zip(cell.nodes(out, saved), cell.states(cell.x0, cell.x1, out)[N_INPUTS:], strict=True):
+        run_forward(call, state, own)
     return out, saved
 
 
-def _bwd_cpu(
-    grad: Tensor,
-    out: Tensor,
-    saved: Tensor,
-    x0: Tensor,
-    x1: Tensor,
-    edge_weights: Tensor,
-    operator_weights: Tensor,
-    weights: Sequence[Tensor],
-    operators: Sequence[int],
-    inputs: Sequence[int],
-    counts: Sequence[int],
-    reduction: bool,
-    k: int,
-    needs: Sequence[bool],
-    needs_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    nodes = _checked(x0, x1, edge_weights, operator_weights, weights, operators, inputs, counts, reduction, k)
-    nodes.check_backward(grad, out, saved, needs)
+def _bwd_cpu(grad: Tensor, out: Tensor, saved: Tensor, *arguments: Any) -> tuple[Any, ...]:
+    *rest, needs, needs_weights = arguments
+    cell = _Cell(*rest).checked().ready()
+    cell.check_backward(grad, out, saved, needs)
     total = pooled(out.numel()).view(out.shape).copy_(grad)  # of every node; later nodes add to it
-    d_inputs = [
-        pooled(x.numel()).view(x.shape) if need else x.new_empty(0) for x, need in zip((x0, x1), needs, strict=True)
-    ]
-    states, gradients = nodes.states(planes(x0), planes(x1), out), nodes.states(d_inputs[0], d_inputs[1], total)
-    edge_weights, operator_weights = edge_weights.contiguous(), operator_weights.contiguous()
-    weights = [w.contiguous() for w in weights]
-    d_edges, d_operators = torch.empty(edge_weights.shape), torch.empty(operator_weights.shape)
-    d_weights = [torch.empty(w.shape) if needs_weights else w.new_empty(0) for w in weights]
-    wanted = [*needs, *(True for _ in counts)]
-    written = [False, False, *(True for _ in counts)]
-    for j in reversed(range(len(counts))):
-        own, a, b = nodes.inputs[j], nodes.edges[j], nodes.edges[j + 1]
-        mine = slice(nodes.weights[j], nodes.weights[j + 1])
-        run_backward(
-            gradients[j + N_INPUTS],
-            saved[nodes.saved[j] : nodes.saved[j + 1]],
-            [states[i] for i in own],
-            edge_weights[a:b],
-            operator_weights[a:b],
-            weights[mine],
-            [],
-            operators,
-            nodes.strides[j],
-            k,
+    d_inputs = [pooled(x.numel()).view(x.shape) if n else x.new_empty(0) for x, n in zip(cell[:2], needs, strict=True)]
+    d_edges, d_operators = torch.empty_like(cell.edge_weights), torch.empty_like(cell.operator_weights)
+    d_weights = [torch.empty_like(w) if needs_weights else w.new_empty(0) for w in cell.weights]
+    gradients = cell.states(d_inputs[0], d_inputs[1], total)
+    wanted, written = [*needs, *(True for _ in cell.counts)], [False, False, *(True for _ in cell.counts)]
+    every = zip(cell.nodes(out, saved), cell.inputs, _parts(cell.edges_from), _parts(cell.weights_from),
+                gradients[N_INPUTS:], strict=True)  # fmt: skip
+    for (call, kept), own, edges, weights, d_node in reversed(list(every)):
+        places = NodeGradients(
             [gradients[i] if wanted[i] else None for i in own],
             [written[i] for i in own],
-            d_edges[a:b],
-            d_operators[a:b],
-            d_weights[mine] if needs_weights else [],
+            d_edges[edges],
+            d_operators[edges],
+            d_weights[weights] if needs_weights else [],
             [],
         )
+        run_backward(call, d_node, kept, places)
         for i in own:
             written[i] = True
-    for d, need, done in zip(d_inputs, needs, written, strict=False):
-        if need and not done:
+    for d, done in zip(d_inputs, written, strict=False):
+        if not done:
             d.zero_()
-    return *d_inputs, d_edges, d_operators, d_weights  # type: ignore[return-value]
+    return *d_inputs, d_edges, d_operators, d_weights
 
 
-def _fwd_fake(
-    x0: Tensor,
-    x1: Tensor,
-    edge_weights: Tensor,
-    operator_weights: Tensor,
-    weights: Sequence[Tensor],
-    operators: Sequence[int],
-    inputs: Sequence[int],
-    counts: Sequence[int],
-    reduction: bool,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    nodes = _checked(x0, x1, edge_weights, operator_weights, weights, operators, inputs, counts, reduction, k)
-    B, C, H, W = nodes.size
-    return x0.new_empty(B, C * len(counts), H, W), x0.new_empty(nodes.saved[-1])
+def _fwd_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    cell = _Cell(*arguments).checked()
+    return cell.x0.new_empty(cell.size), cell.x0.new_empty(cell.saved_from[-1])
 
 
-def _bwd_fake(
-    grad: Tensor,
-    out: Tensor,
-    saved: Tensor,
-    x0: Tensor,
-    x1: Tensor,
-    edge_weights: Tensor,
-    operator_weights: Tensor,
-    weights: Sequence[Tensor],
-    operators: Sequence[int],
-    inputs: Sequence[int],
-    counts: Sequence[int],
-    reduction: bool,
-    k: int,
-    needs: Sequence[bool],
-    needs_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    nodes = _checked(x0, x1, edge_weights, operator_weights, weights, operators, inputs, counts, reduction, k)
-    nodes.check_backward(grad, out, saved, needs)
-    d0, d1 = (x.new_empty(x.shape if need else (0,)) for x, need in zip((x0, x1), needs, strict=True))
-    d_weights = [w.new_empty(w.shape if needs_weights else (0,)) for w in weights]
-    return d0, d1, torch.empty_like(edge_weights), torch.empty_like(operator_weights), d_weights
+def _bwd_fake(grad: Tensor, out: Tensor, saved: Tensor, *arguments: Any) -> tuple[Any, ...]:
+    *rest, needs, needs_weights = arguments
+    cell = _Cell(*rest).checked()
+    cell.check_backward(grad, out, saved, needs)
+    d0, d1 = (x.new_empty(x.shape if need else (0,)) for x, need in zip(cell[:2], needs, strict=True))
+    d_weights = [w.new_empty(w.shape if needs_weights else (0,)) for w in cell.weights]
+    return d0, d1, torch.empty_like(cell.edge_weights), torch.empty_like(cell.operator_weights), d_weights
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from ._backend import choose
 from ._memory import pooled
-from ._node import NAMES, planes, run_backward, run_forward, saved_floats, shape_of
+from ._node import NAMES, NodeCall, NodeGradients, planes, run_backward, run_forward, saved_floats, shape_of
 from .operators import OPERATORS, n_batch_norms
 from .skip_cell import channel_shuffle
 
@@ -249,19 +249,8 @@ def _fwd_cpu(
     _require_float32(inputs[0])
     shape, floats = _sizes(inputs, weights, operators, strides, k)
     node, saved = pooled(prod(shape)).view(shape), pooled(floats)
-    states, small = [planes(x) for x in inputs], [t.contiguous() for t in (*weights, *affine)]
-    run_forward(
-        states,
-        edge_weights.contiguous(),
-        operator_weights.contiguous(),
-        small[: len(weights)],
-        small[len(weights) :],
-        operators,
-        strides,
-        k,
-        node,
-        saved,
-    )
+    call = NodeCall(inputs, edge_weights, operator_weights, weights, affine, operators, strides, k)
+    run_forward(call.ready(), node, saved)
     return node, saved
 
 
@@ -284,25 +273,9 @@ def _bwd_cpu(
     d_weights = [torch.empty(w.shape) for w in weights] if needs_weights else []
     d_affine = [torch.empty(a.shape) for a in affine]
     d_edges, d_operators = torch.empty(edge_weights.shape), torch.empty(operator_weights.shape)
-    states, small = [planes(x) for x in inputs], [t.contiguous() for t in (*weights, *affine)]
-    run_backward(
-        planes(grad),
-        saved,
-        states,
-        edge_weights.contiguous(),
-        operator_weights.contiguous(),
-        small[: len(weights)],
-        small[len(weights) :],
-        operators,
-        strides,
-        k,
-        d_inputs,
-        [],
-        d_edges,
-        d_operators,
-        d_weights,
-        d_affine,
-    )
+    call = NodeCall(inputs, edge_weights, operator_weights, weights, affine, operators, strides, k)
+    gradients = NodeGradients(d_inputs, [], d_edges, d_operators, d_weights, d_affine)
+    run_backward(call.ready(), planes(grad), saved, gradients)
     found = [grad.new_empty(0) if d is None else d for d in d_inputs]
     return found, d_edges, d_operators, d_weights or [grad.new_empty(0) for _ in weights], d_affine
 
