@@ -14,5 +14,7 @@ DIRECTIONS = ("forward", "forward+backward")
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("case", testing.BENCHMARKS, ids=str)
 def test_operation(benchmark, lab, threads, case, direction, isa):
-    moved = testing.OPERATIONS[case.op].bytes_moved(case)[DIRECTIONS.index(direction)]
-    lab.compare(benchmark, "operations", f"{case} {direction}", f"cpu/{isa}", threads, moved, "GB/s")
+    operation, which = testing.OPERATIONS[case.op], DIRECTIONS.index(direction)
+    flops, moved = operation.flops(case)[which], operation.bytes_moved(case)[which]
+    work = (flops, "GFLOP/s") if flops else (moved, "GB/s")
+    lab.compare(benchmark, "operations", f"{case} {direction}", f"cpu/{isa}", threads, *work)
