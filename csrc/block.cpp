@@ -12,11 +12,13 @@ namespace {
 // how many pixels are left there.
 struct Columns {
   int64_t *offset, *left;
-  static float* carve(Columns& columns, float* memory, const Group& g, int64_t HW, int64_t image) {
-    const int64_t n = g.images * g.plane / kLanes;
+  static float* carve(Columns& columns, float* memory, const Group& g, int64_t HW, int64_t image, bool pair) {
+    const int64_t n = (g.images + (pair ? g.images % 2 : 0)) * g.plane / kLanes;
     columns.offset = reinterpret_cast<int64_t*>(memory);
     columns.left = columns.offset + n;
-    for (int64_t i = 0, v = 0; i < g.images; ++i)
+    if (pair)  // row v % 8 of the pair v / 8
+      for (int64_t v = 0; v < n; ++v) columns.offset[v] = v / 8 * 2 * image + v % 8 * 8, columns.left[v] = v / 8 * 2;
+    for (int64_t i = 0, v = 0; !pair && i < g.images; ++i)
       for (int64_t within = 0; within < g.plane; within += kLanes, ++v)
         columns.offset[v] = i * image + within, columns.left[v] = HW - within;
     return memory + rounded_up(4 * n, kLanes);
@@ -84,13 +86,15 @@ FTSO_INLINE void dots_of_planes(const float* a, int64_t M, const float* b, int64
 }
 
 // What both directions share: the group's buffers, and how the pixels of x become activations.
-template <int K, int S, int D>
+// As a PAIR, images of 8 x 8 are treated two at a time, side by side: a unit is 8 rows of 16 columns.
+template <int K, int S, int D, bool PAIR = false>
 struct Block {
+  static constexpr int64_t kUnit = PAIR ? 2 : 1;
   const BlockStep& s;
   const int64_t HW, Q;  // pixels of x's planes, and of y's
   const Group group;
-  Image<S> image;
-  Image<1> d_image;
+  Image<S, PAIR> image;
+  Image<1, PAIR> d_image;
   float *depthwise, *d_depthwise, *dy;  // [C], [C], [N] rows of group.ld
   float* row_sums;                      // [2][N] vectors
   Columns columns;
@@ -99,10 +103,10 @@ struct Block {
       : s(step), HW(s.H * s.W), Q(s.Ho * s.Wo), group(s.B, s.C > s.N ? s.C : s.N, Q) {
     constexpr int P = D * (K / 2);
     if constexpr (K > 1) {
-      scratch = Image<S>::carve(image, scratch, s.H, s.W, P, 0);
-      scratch = Image<1>::carve(d_image, scratch, s.Ho, s.Wo, P, 0);
+      scratch = Image<S, PAIR>::carve(image, scratch, s.H, s.W, P, 0);
+      scratch = Image<1, PAIR>::carve(d_image, scratch, s.Ho, s.Wo, P, 0);
     }
-    scratch = Columns::carve(columns, scratch, group, Q, s.y.image);
+    scratch = Columns::carve(columns, scratch, group, Q, s.y.image, PAIR);
     row_sums = scratch, scratch += 2 * s.N * kLanes;
     depthwise = scratch, scratch += s.C * group.ld;
     d_depthwise = scratch, scratch += s.C * group.ld;
@@ -110,18 +114,40 @@ struct Block {
     if (Q % kLanes)  // what lies between images stays zero
       for (float* p = depthwise; p < dy; ++p) *p = 0;
   }
+  // Whether the unit from image b on, in a group that ends before `end`, has a second image.
+  static bool both(int64_t b, int64_t end) { return PAIR && b + 1 < end; }
+  // Row r of a pair.
+  FTSO_ALWAYS_INLINE static Vec row_of(const Planes& p, int64_t b, int64_t c, int64_t r, bool second) {
+    const float* at = p.at + b * p.image + c * p.channel + 8 * r;
+    return second ? load_halves(at, at + p.image) : load_half(at);
+  }
+  FTSO_ALWAYS_INLINE static void put_row(const Planes& p, int64_t b, int64_t c, int64_t r, bool second, Vec v) {
+    float* at = p.at + b * p.image + c * p.channel + 8 * r;
+    second ? store_halves(at, at + p.image, v) : store_half(at, v);
+  }
+  FTSO_ALWAYS_INLINE static Vec there(bool second, Vec v) { return second ? v : keep(tail(8), v); }
+  int64_t columns_of(int64_t n) const { return (n + kUnit - 1) / kUnit * kUnit * group.plane; }
   const float* x(int64_t b, int64_t c) const { return s.x.at + b * s.x.image + c * s.x.channel; }
 
   FTSO_ALWAYS_INLINE Vec normalised(int64_t c, Vec v) const {
     return s.scale ? fma(v, set1(s.scale[c]), set1(s.shift[c])) : v;
   }
   // Activations of channel c of image b after the depthwise convolution.
-  FTSO_ALWAYS_INLINE void put_image(int64_t b, int64_t c) const {
+  FTSO_ALWAYS_INLINE void put_image(int64_t b, int64_t end, int64_t c) const {
+    if constexpr (PAIR) {
+      const bool second = both(b, end);
+      image.put_rows(
+          8, [&](int64_t r) { return there(second, max(normalised(c, row_of(s.x, b, c, r, second)), zero())); });
+      return;
+    }
     image.put(x(b, c), s.H, s.W, 0, [&](Vec v) { return max(normalised(c, v), zero()); });
   }
   FTSO_ALWAYS_INLINE void put_depthwise(int64_t b, int64_t c, float* out) const {
     const auto relu = [&](Vec v) { return max(normalised(c, v), zero()); };
-    if constexpr (K > 1) {
+    if constexpr (PAIR) {
+      windows<K, S, D>(image, s.depthwise + c * K * K, 8, 16,
+                       [&](int64_t r, int64_t, Vec v) { store(out + 16 * r, v); });
+    } else if constexpr (K > 1) {
       windows<K, S, D>(image, s.depthwise + c * K * K, s.Ho, s.Wo,
                        [&](int64_t r, int64_t col, Vec v) { store_part(out + r * s.Wo + col, v, s.Wo - col); });
     } else if constexpr (S == 1) {
@@ -154,15 +180,15 @@ struct Block {
   }
   void forward_group(int64_t b, int64_t n) {
     for (int64_t c = 0; c < s.C; ++c)
-      for (int64_t i = 0; i < n; ++i) {
-        if constexpr (K > 1) put_image(b + i, c);
+      for (int64_t i = 0; i < n; i += kUnit) {
+        if constexpr (K > 1) put_image(b + i, b + n, c);
         put_depthwise(b + i, c, depthwise + c * group.ld + i * group.plane);
       }
-    product_of_planes(s.pointwise, s.N, s.C, depthwise, group.ld, n * group.plane,
-                      [&](int64_t row, int64_t col, auto& acc) { put_y(b, row, col, acc); });
+    product_of_planes(s.pointwise, s.N, s.C, depthwise, group.ld, columns_of(n),
+                      [&](int64_t row, int64_t col, auto& acc) { put_y(b, n, row, col, acc); });
   }
   template <int MR, int NV>
-  FTSO_ALWAYS_INLINE void put_y(int64_t b, int64_t row, int64_t col, Vec (&acc)[MR][NV]) {
+  FTSO_ALWAYS_INLINE void put_y(int64_t b, int64_t n, int64_t row, int64_t col, Vec (&acc)[MR][NV]) {
     float* base = s.y.at + b * s.y.image + row * s.y.channel;
     const int64_t first = col / kLanes;
 #pragma GCC unroll 16
@@ -172,7 +198,14 @@ struct Block {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         if (s.bias) acc[i][v] = add(acc[i][v], bias);
-        store_part(base + i * s.y.channel + columns.offset[first + v], acc[i][v], columns.left[first + v]);
+        float* to = base + i * s.y.channel + columns.offset[first + v];
+        const int64_t left = columns.left[first + v];
+        if constexpr (PAIR) {
+          const bool second = left + 1 < n;
+          second ? store_halves(to, to + s.y.image, acc[i][v]) : store_half(to, acc[i][v]);
+        } else {
+          store_part(to, acc[i][v], left);
+        }
         total = add(total, acc[i][v]), squares = fma(acc[i][v], acc[i][v], squares);
       }
       if (s.sums) add_to(row_sums + (row + i) * kLanes, total), add_to(row_sums + (s.N + row + i) * kLanes, squares);
@@ -189,16 +222,24 @@ struct Block {
     for (int64_t i = 0; sums && i < 2 * s.C; ++i) sums[i] = 0;
     every_group(chunk, [&](int64_t b, int64_t n) {
       for (int64_t c = 0; c < s.N; ++c)
-        for (int64_t i = 0; i < n; ++i) put_dy(b + i, c, dy + c * group.ld + i * group.plane);
-      product_of_planes(s.pointwise_t, s.C, s.N, dy, group.ld, n * group.plane,
+        for (int64_t i = 0; i < n; i += kUnit) put_dy(b + i, b + n, c, dy + c * group.ld + i * group.plane);
+      product_of_planes(s.pointwise_t, s.C, s.N, dy, group.ld, columns_of(n),
                         [&](int64_t row, int64_t col, auto& acc) { put_d_depthwise(row, col, acc); });
       for (int64_t c = 0; c < s.C; ++c) backward_channel(b, n, c, d_windows ? d_windows + c * K * K : nullptr, sums);
-      if (weights) dots_of_planes(dy, s.N, depthwise, s.C, group.ld, n * group.plane, d_weights);
+      if (weights) dots_of_planes(dy, s.N, depthwise, s.C, group.ld, columns_of(n), d_weights);
     });
   }
-  FTSO_ALWAYS_INLINE void put_dy(int64_t b, int64_t c, float* out) const {
+  FTSO_ALWAYS_INLINE void put_dy(int64_t b, int64_t end, int64_t c, float* out) const {
     const float *g = s.g.at + b * s.g.image + c * s.g.channel, *y = s.y.at + b * s.y.image + c * s.y.channel;
     const Vec al = set1(s.al[c]), be = set1(s.be[c]), ga = set1(s.ga[c]), center = set1(-s.center[c]);
+    if constexpr (PAIR) {
+      const bool second = both(b, end);
+      for (int64_t r = 0; r < 8; ++r) {
+        const Vec hat = add(row_of(s.y, b, c, r, second), center);
+        store(out + 16 * r, there(second, fma(row_of(s.g, b, c, r, second), al, fma(hat, be, ga))));
+      }
+      return;
+    }
     int64_t p = 0;
     for (; p + kLanes <= Q; p += kLanes) store(out + p, fma(load(g + p), al, fma(add(load(y + p), center), be, ga)));
     if (p < Q) {
@@ -216,19 +257,19 @@ struct Block {
   void backward_channel(int64_t b, int64_t n, int64_t c, float* d_windows, double* sums) {
     Vec acc[K * K];
     for (int t = 0; t < K * K; ++t) acc[t] = zero();
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = 0; i < n; i += kUnit) {
       const float* d = d_depthwise + c * group.ld + i * group.plane;
       if (s.d_pointwise) {
-        if constexpr (K > 1) put_image(b + i, c);
+        if constexpr (K > 1) put_image(b + i, b + n, c);
         put_depthwise(b + i, c, depthwise + c * group.ld + i * group.plane);
-        if constexpr (K > 1) windows_gradient<K, S, D>(image, d, s.Ho, s.Wo, acc);
+        if constexpr (K > 1) windows_gradient<K, S, D>(image, d, s.Ho, PAIR ? 16 : s.Wo, acc);
       }
-      if (s.gx.at) input_gradient(b + i, c, d, sums);
+      if (s.gx.at) input_gradient(b + i, b + n, c, d, sums);
     }
     if (d_windows)
       for (int t = 0; t < K * K; ++t) d_windows[t] += sum(acc[t]);
   }
-  void input_gradient(int64_t b, int64_t c, const float* d, double* sums) {
+  void input_gradient(int64_t b, int64_t end, int64_t c, const float* d, double* sums) {
     const float* from = x(b, c);
     float* to = s.gx.at + b * s.gx.image + c * s.gx.channel;
     Vec total = zero(), dots = zero();
@@ -237,27 +278,37 @@ struct Block {
       sums[c] += sum(total), sums[s.C + c] += sum(dots);
       total = dots = zero(), run = 0;
     };
+    const bool second = both(b, end);
     const auto put = [&](int64_t r, int64_t col, Vec v) {
       const int64_t at = r * s.W + col, left = s.W - col;
-      const Vec pixel = load_part(from + at, left);
+      const Vec pixel = PAIR ? row_of(s.x, b, c, r, second) : load_part(from + at, left);
       v = where_positive(normalised(c, pixel), v);
-      if (left < kLanes) v = keep(tail(left), v);
+      if (PAIR)
+        v = there(second, v);
+      else if (left < kLanes)
+        v = keep(tail(left), v);
       if (sums) {
         if (++run > kRun) flush();
         total = add(total, v);
         dots = fma(v, add(pixel, set1(-s.center_x[c])), dots);
       }
-      store_part(to + at, s.add ? add(v, load_part(to + at, left)) : v, left);
+      if (PAIR)
+        put_row(s.gx, b, c, r, second, s.add ? add(v, row_of(s.gx, b, c, r, second)) : v);
+      else
+        store_part(to + at, s.add ? add(v, load_part(to + at, left)) : v, left);
     };
     if constexpr (K > 1) {
-      d_image.put(d, s.Ho, s.Wo, 0, [](Vec v) { return v; });
+      if constexpr (PAIR)
+        d_image.put_rows(8, [&](int64_t r) { return load(d + 16 * r); });
+      else
+        d_image.put(d, s.Ho, s.Wo, 0, [](Vec v) { return v; });
       const float* w = s.depthwise + c * K * K;
       if constexpr (S == 2) {
         spread<K, D>(d_image, w, s.H, s.W, put);
       } else {
         float turned[K * K];
         for (int t = 0; t < K * K; ++t) turned[t] = w[K * K - 1 - t];
-        windows<K, 1, D>(d_image, turned, s.H, s.W, put);
+        windows<K, 1, D>(d_image, turned, s.H, PAIR ? 16 : s.W, put);
       }
     } else if constexpr (S == 1) {
       for (int64_t p = 0; p < Q; p += kLanes) put_flat(from, to, d, p, c);
@@ -285,11 +336,11 @@ struct Block {
 };
 
 // Inference: a group goes through both blocks before the next; `second` reads what `first` leaves in scratch.
-template <int K, int S>
+template <int K, int S, bool PAIR>
 void run_chain(BlockStep first, BlockStep second, int64_t chunk, float* scratch) {
   float* between = scratch + rounded_up(block_scratch(first), kLanes) + rounded_up(block_scratch(second), kLanes);
-  Block<K, S, 1> one(first, scratch);
-  Block<K, 1, 1> two(second, scratch + rounded_up(block_scratch(first), kLanes));
+  Block<K, S, 1, PAIR && S == 1> one(first, scratch);
+  Block<K, 1, 1, PAIR> two(second, scratch + rounded_up(block_scratch(first), kLanes));
   one.every_group(chunk, [&](int64_t b, int64_t n) {
     first.y.at = between - b * first.y.image, second.x = first.y;
     one.forward_group(b, n);
@@ -298,24 +349,29 @@ void run_chain(BlockStep first, BlockStep second, int64_t chunk, float* scratch)
   });
 }
 
-template <int K, int S, int D>
+template <int K, int S, int D, bool PAIR = false>
 void run_one(const BlockStep& s, int64_t chunk, float* scratch) {
-  Block<K, S, D> block(s, scratch);
+  Block<K, S, D, PAIR> block(s, scratch);
   block.every_group(chunk, [&](int64_t b, int64_t n) { block.forward_group(b, n); });
 }
 
-template <int K, int S, int D>
+template <int K, int S, int D, bool PAIR = false>
 void run(const BlockStep& s, int64_t chunk, bool backward, float* scratch) {
-  Block<K, S, D> block(s, scratch);
+  Block<K, S, D, PAIR> block(s, scratch);
   backward ? block.backward(chunk) : block.forward(chunk);
 }
 
-int kind_of(const BlockStep& s) { return s.K == 1 ? s.S - 1 : (s.K == 3 ? 2 : 6) + 2 * (s.D - 1) + s.S - 1; }
+bool pairs(const BlockStep& s) { return s.K > 1 && s.S == 1 && s.H == 8 && s.W == 8; }
+int kind_of(const BlockStep& s) {
+  if (pairs(s)) return 10 + (s.K == 3 ? 0 : 2) + s.D - 1;
+  return s.K == 1 ? s.S - 1 : (s.K == 3 ? 2 : 6) + 2 * (s.D - 1) + s.S - 1;
+}
 
 void run_any(const BlockStep& s, int64_t chunk, bool backward, float* scratch) {
   constexpr void (*kRuns[])(const BlockStep&, int64_t, bool, float*) = {
-      run<1, 1, 1>, run<1, 2, 1>, run<3, 1, 1>, run<3, 2, 1>, run<3, 1, 2>,
-      run<3, 2, 2>, run<5, 1, 1>, run<5, 2, 1>, run<5, 1, 2>, run<5, 2, 2>};
+      run<1, 1, 1>,       run<1, 2, 1>,       run<3, 1, 1>,       run<3, 2, 1>,      run<3, 1, 2>,
+      run<3, 2, 2>,       run<5, 1, 1>,       run<5, 2, 1>,       run<5, 1, 2>,      run<5, 2, 2>,
+      run<3, 1, 1, true>, run<3, 1, 2, true>, run<5, 1, 1, true>, run<5, 1, 2, true>};
   kRuns[kind_of(s)](s, chunk, backward, scratch);
 }
 
@@ -323,15 +379,18 @@ void run_any(const BlockStep& s, int64_t chunk, bool backward, float* scratch) {
 
 const char* block_infer(const BlockStep& s, int64_t chunk, float* scratch) {
   constexpr void (*kRuns[])(const BlockStep&, int64_t, float*) = {
-      run_one<1, 1, 1>, run_one<1, 2, 1>, run_one<3, 1, 1>, run_one<3, 2, 1>, run_one<3, 1, 2>,
-      run_one<3, 2, 2>, run_one<5, 1, 1>, run_one<5, 2, 1>, run_one<5, 1, 2>, run_one<5, 2, 2>};
+      run_one<1, 1, 1>,       run_one<1, 2, 1>,       run_one<3, 1, 1>,       run_one<3, 2, 1>,      run_one<3, 1, 2>,
+      run_one<3, 2, 2>,       run_one<5, 1, 1>,       run_one<5, 2, 1>,       run_one<5, 1, 2>,      run_one<5, 2, 2>,
+      run_one<3, 1, 1, true>, run_one<3, 1, 2, true>, run_one<5, 1, 1, true>, run_one<5, 1, 2, true>};
   kRuns[kind_of(s)](s, chunk, scratch);
   return compiled_isa;
 }
 
 const char* chain_infer(const BlockStep& first, const BlockStep& second, int64_t chunk, float* scratch) {
-  const auto run = first.K == 3 ? (first.S == 1 ? run_chain<3, 1> : run_chain<3, 2>)
-                                : (first.S == 1 ? run_chain<5, 1> : run_chain<5, 2>);
+  constexpr void (*kRuns[])(BlockStep, BlockStep, int64_t, float*) = {
+      run_chain<3, 1, false>, run_chain<3, 1, true>, run_chain<3, 2, false>, run_chain<3, 2, true>,
+      run_chain<5, 1, false>, run_chain<5, 1, true>, run_chain<5, 2, false>, run_chain<5, 2, true>};
+  const auto run = kRuns[(first.K == 3 ? 0 : 4) + 2 * (first.S - 1) + pairs(second)];
   run(first, second, chunk, scratch);
   return compiled_isa;
 }

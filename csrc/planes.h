@@ -94,12 +94,15 @@ struct Frame {
 // Images that a block treats together, and the columns of their products: planes padded to whole vectors.
 struct Group {
   int64_t images, plane, ld;
+  // Images of 8 x 8 lie side by side in pairs, so that a row fills a vector.
+  static constexpr bool pairs(int64_t HW) { return HW == 64; }
   Group(int64_t B, int64_t C, int64_t HW) : plane(rounded_up(HW, kLanes)) {
     const int64_t chunk = (B + kChunks - 1) / kChunks, widest = 64000 / (C * plane);
     images = 1024 / plane < widest ? 1024 / plane : widest;
     images = images < 1 ? 1 : images > chunk ? chunk : images;
     images = (chunk + (chunk + images - 1) / images - 1) / ((chunk + images - 1) / images);  // groups of one size
-    ld = images * plane + kLanes;  // no multiple of the page size
+    if (pairs(HW)) images = images > 1 ? rounded_up(images, 2) : 1;
+    ld = (pairs(HW) ? rounded_up(images, 2) : images) * plane + kLanes;  // no multiple of the page size
   }
 };
 

@@ -13,10 +13,10 @@ template <int S, typename Put>
 FTSO_INLINE void maxima(const Image<S>& image, int64_t Ho, int64_t Wo, Put put) {
   for (int64_t r = 0; r < Ho; ++r)
     for (int64_t c = 0; c < Wo; c += kLanes) {
-      Vec best = load(image.template column<3, 1>(0) + S * r * image.ld + c), tap = zero();
+      Vec best = image.template tap<3, 1>(0, S * r * image.ld + c), tap = zero();
 #pragma GCC unroll 9
       for (int t = 1; t < 9; ++t) {
-        const Vec v = load(image.template column<3, 1>(t % 3) + (S * r + t / 3) * image.ld + c);
+        const Vec v = image.template tap<3, 1>(t % 3, (S * r + t / 3) * image.ld + c);
         const Vec higher = max(best, v);
         tap = where_equal(higher, best, tap, set1(static_cast<float>(t)));
         best = higher;

@@ -78,6 +78,13 @@ FTSO_INLINE void store(float* p, Vec a, Tail t) { _mm512_mask_storeu_ps(p, t.m, 
 // The lower half: what was stored so is handed on to a load at once, as masked stores are not.
 FTSO_INLINE Vec load_half(const float* p) { return {_mm512_zextps256_ps512(_mm256_loadu_ps(p))}; }
 FTSO_INLINE void store_half(float* p, Vec a) { _mm256_storeu_ps(p, _mm512_castps512_ps256(a.v)); }
+FTSO_INLINE Vec load_halves(const float* low, const float* high) {
+  return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1)};
+}
+FTSO_INLINE void store_halves(float* low, float* high, Vec a) {
+  store_half(low, a), _mm256_storeu_ps(high, _mm512_extractf32x8_ps(a.v, 1));
+}
+FTSO_INLINE Mask mask_of(uint32_t bits) { return {static_cast<__mmask16>(bits)}; }  // lane i: bit i
 // Lane i: the sum of vector i.
 FTSO_INLINE Vec sums_of(const Vec (&v)[kLanes]) {
   __m512 quarters[4];
@@ -177,6 +184,20 @@ FTSO_INLINE Vec load(const float* p, Tail t) {
 }
 FTSO_INLINE Vec load_half(const float* p) { return {_mm256_loadu_ps(p), _mm256_setzero_ps()}; }
 FTSO_INLINE void store_half(float* p, Vec a) { _mm256_storeu_ps(p, a.lo); }
+FTSO_INLINE Vec load_halves(const float* low, const float* high) {
+  return {_mm256_loadu_ps(low), _mm256_loadu_ps(high)};
+}
+FTSO_INLINE void store_halves(float* low, float* high, Vec a) {
+  _mm256_storeu_ps(low, a.lo), _mm256_storeu_ps(high, a.hi);
+}
+FTSO_INLINE Mask mask_of(uint32_t bits) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const auto half = [=](uint32_t b) {
+    return _mm256_castsi256_ps(
+        _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(b)), lane), lane));
+  };
+  return {half(bits), half(bits >> 8)};
+}
 FTSO_INLINE void store(float* p, Vec a, Tail t) {
   _mm256_maskstore_ps(p, _mm256_castps_si256(t.lo), a.lo), _mm256_maskstore_ps(p + 8, _mm256_castps_si256(t.hi), a.hi);
 }
@@ -238,6 +259,18 @@ FTSO_INLINE Vec load_half(const float* p) { FTSO_LANES(i < kLanes / 2 ? p[i] : 0
 FTSO_INLINE void store_half(float* p, Vec a) {
   for (int i = 0; i < kLanes / 2; ++i) p[i] = a.at[i];
 }
+FTSO_INLINE Vec load_halves(const float* low, const float* high) {
+  FTSO_LANES(i < kLanes / 2 ? low[i] : high[i - kLanes / 2]);
+}
+FTSO_INLINE void store_halves(float* low, float* high, Vec a) {
+  for (int i = 0; i < kLanes; ++i) (i < kLanes / 2 ? low[i] : high[i - kLanes / 2]) = a.at[i];
+}
+FTSO_INLINE Mask mask_of(uint32_t bits) {
+  Mask m;
+  for (int i = 0; i < kLanes; ++i) m.at[i] = bits >> i & 1;
+  return m;
+}
+FTSO_INLINE Vec load(const float* p, Mask m) { FTSO_LANES(m.at[i] ? p[i] : 0); }
 FTSO_INLINE Vec select(Tail t, Vec a, Vec b) { FTSO_LANES(i < t.n ? a.at[i] : b.at[i]); }
 #undef FTSO_LANES
 #endif

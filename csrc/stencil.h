@@ -35,8 +35,17 @@ FTSO_INLINE void split_row(const float* x, int64_t W, Visit visit) {
   }
 }
 
-// A plane of x as a scratch image: stride 1 whole, stride 2 its even and its odd columns.
-template <int S>
+// Lanes of two rows of 8 side by side whose neighbour `shift` columns away is in the same row.
+constexpr uint32_t neighbours_of_pair(int shift) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 16; ++i)
+    if (i % 8 + shift >= 0 && i % 8 + shift < 8) bits |= 1u << i;
+  return bits;
+}
+
+// A plane of x as a scratch image: stride 1 whole, stride 2 its even and its odd columns. As a PAIR, the rows of two
+// images 8 pixels wide lie side by side, and a tap does not look across.
+template <int S, bool PAIR = false>
 struct Image {
   float* at[2];
   int64_t ld, border;
@@ -48,6 +57,11 @@ struct Image {
     for (int64_t i = 0; i < S * frame.floats(); ++i) memory[i] = fill;
     for (int s = 0; s < 2; ++s) image.at[s] = memory + (s % S) * frame.floats();
     return memory + S * frame.floats();
+  }
+  // Rows of whole vectors from row(r).
+  template <typename Row>
+  FTSO_ALWAYS_INLINE void put_rows(int64_t H, Row row) const {
+    for (int64_t r = 0; r < H; ++r) store(at[0] + (r + border) * ld + kMargin, row(r));
   }
   // `change` maps a vector of pixels; `fill` stays around them.
   template <typename Change>
@@ -71,19 +85,22 @@ struct Image {
       }
     }
   }
-  // Where tap column dx of a window of border P begins for output column 0, in the row of plane row 0.
+  // The pixels under tap column dx, `offset` behind output column 0 in the row of plane row 0.
   template <int K, int D>
-  FTSO_ALWAYS_INLINE const float* column(int dx) const {
-    const int offset = dx * D - D * (K / 2);
-    if (S == 1) return at[0] + kMargin + offset;
-    const bool odd = offset & 1;
-    return at[odd] + kMargin + (offset - odd) / 2;
+  FTSO_ALWAYS_INLINE Vec tap(int dx, int64_t offset) const {
+    const int shift = dx * D - D * (K / 2);
+    if (S == 1) {
+      const float* p = at[0] + kMargin + shift + offset;
+      return PAIR && shift ? load(p, mask_of(neighbours_of_pair(shift))) : load(p);
+    }
+    const bool odd = shift & 1;
+    return load(at[odd] + kMargin + (shift - odd) / 2 + offset);
   }
 };
 
 // Output rows r0..r0+R-1 of the window sums, all columns: put(row, column, vector).
-template <int K, int S, int D, int R, typename Put>
-FTSO_INLINE void window_rows(const Image<S>& image, const Vec (&w)[K * K], int64_t r0, int64_t Wo, Put put) {
+template <int K, int S, int D, int R, bool PAIR, typename Put>
+FTSO_INLINE void window_rows(const Image<S, PAIR>& image, const Vec (&w)[K * K], int64_t r0, int64_t Wo, Put put) {
   const int64_t first = S * r0 * image.ld;
   for (int64_t c = 0; c < Wo; c += kLanes) {
     Vec acc[R];
@@ -93,7 +110,7 @@ FTSO_INLINE void window_rows(const Image<S>& image, const Vec (&w)[K * K], int64
     for (int i = 0; i <= S * (R - 1) + D * (K - 1); ++i)
 #pragma GCC unroll 5
       for (int dx = 0; dx < K; ++dx) {
-        const Vec v = load(image.template column<K, D>(dx) + first + i * image.ld + c);
+        const Vec v = image.template tap<K, D>(dx, first + i * image.ld + c);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r)
           if (i >= S * r && (i - S * r) % D == 0 && (i - S * r) / D < K)
@@ -105,8 +122,8 @@ FTSO_INLINE void window_rows(const Image<S>& image, const Vec (&w)[K * K], int64
 }
 
 // sum over the window of weight * pixel, for every output pixel: put(row, column, vector).
-template <int K, int S, int D, typename Put>
-FTSO_INLINE void windows(const Image<S>& image, const float* weights, int64_t Ho, int64_t Wo, Put put) {
+template <int K, int S, int D, bool PAIR, typename Put>
+FTSO_INLINE void windows(const Image<S, PAIR>& image, const float* weights, int64_t Ho, int64_t Wo, Put put) {
   Vec w[K * K];
 #pragma GCC unroll 25
   for (int t = 0; t < K * K; ++t) w[t] = set1(weights[t]);
@@ -116,8 +133,8 @@ FTSO_INLINE void windows(const Image<S>& image, const float* weights, int64_t Ho
 }
 
 // acc[tap] += pixel * d over R output rows from r0 on; d: compact rows of Wo.
-template <int K, int S, int D, int R>
-FTSO_INLINE void window_dots(const Image<S>& image, const float* d, int64_t r0, int64_t Wo, Vec (&acc)[K * K]) {
+template <int K, int S, int D, int R, bool PAIR>
+FTSO_INLINE void window_dots(const Image<S, PAIR>& image, const float* d, int64_t r0, int64_t Wo, Vec (&acc)[K * K]) {
   const int64_t first = S * r0 * image.ld;
   for (int64_t c = 0; c < Wo; c += kLanes) {
     Vec g[R];
@@ -127,7 +144,7 @@ FTSO_INLINE void window_dots(const Image<S>& image, const float* d, int64_t r0, 
     for (int i = 0; i <= S * (R - 1) + D * (K - 1); ++i)
 #pragma GCC unroll 5
       for (int dx = 0; dx < K; ++dx) {
-        const Vec v = load(image.template column<K, D>(dx) + first + i * image.ld + c);
+        const Vec v = image.template tap<K, D>(dx, first + i * image.ld + c);
 #pragma GCC unroll 2
         for (int r = 0; r < R; ++r)
           if (i >= S * r && (i - S * r) % D == 0 && (i - S * r) / D < K) {
@@ -139,8 +156,9 @@ FTSO_INLINE void window_dots(const Image<S>& image, const float* d, int64_t r0, 
 }
 
 // The weights' gradient of one plane added to acc.
-template <int K, int S, int D>
-FTSO_INLINE void windows_gradient(const Image<S>& image, const float* d, int64_t Ho, int64_t Wo, Vec (&acc)[K * K]) {
+template <int K, int S, int D, bool PAIR>
+FTSO_INLINE void windows_gradient(const Image<S, PAIR>& image, const float* d, int64_t Ho, int64_t Wo,
+                                  Vec (&acc)[K * K]) {
   int64_t r = 0;
   constexpr int R = kWindowRows > 1 ? 2 : 1;
   for (; r + R <= Ho; r += R) window_dots<K, S, D, R>(image, d, r, Wo, acc);
