@@ -44,7 +44,8 @@ class Node {
   const char* backward(const Call& call, const Gradients& gradients) const;
 
  private:
-  // A batch norm: of `channels` raw planes at `raw`; its mean and 1/deviation are doubles at `statistics`.
+  // A batch norm: of `channels` raw planes at `raw`; its means and then its 1/deviations lie at `statistics`, each as a
+  // float and what that leaves out, so that they have more digits than one and are finite floats for whoever looks.
   struct Norm {
     int64_t channels, raw, statistics;
     int edge, op;
@@ -69,7 +70,18 @@ class Node {
   void plan_operator(int edge, int op, int& weight);
   int64_t pixels() const { return H_ * W_; }
   double count() const { return static_cast<double>(spec_.B * pixels()); }
-  double* statistics(const Call& call, const Norm& n) const;
+  static double mean(const Call& call, const Norm& n, int64_t c) { return statistic(call, n, c); }
+  static double inverse_deviation(const Call& call, const Norm& n, int64_t c) {
+    return statistic(call, n, n.channels + c);
+  }
+  static double statistic(const Call& call, const Norm& n, int64_t i) {
+    const float* found = call.saved + n.statistics + 2 * i;
+    return static_cast<double>(found[0]) + found[1];
+  }
+  static void keep_statistic(const Call& call, const Norm& n, int64_t i, double value) {
+    float* to = call.saved + n.statistics + 2 * i;
+    to[0] = static_cast<float>(value), to[1] = static_cast<float>(value - to[0]);
+  }
   Planes raw(const Call& call, const Norm& n, int64_t first = 0) const;
   BlockStep step(const Call& call, const Block& b) const;
   PoolStep step(const Call& call, const Pools& p, const std::vector<float>& inverse) const;

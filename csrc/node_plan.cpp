@@ -76,10 +76,6 @@ void Node::plan_operator(int edge, int op, int& weight) {
   }
 }
 
-double* Node::statistics(const Call& call, const Norm& n) const {
-  return reinterpret_cast<double*>(call.saved + n.statistics);
-}
-
 Planes Node::raw(const Call& call, const Norm& n, int64_t first) const {
   return {call.saved + n.raw + first * pixels(), n.channels * pixels(), pixels()};
 }

@@ -96,33 +96,34 @@ struct Node::Coefficients {
   double first(size_t i, int64_t c) const { return over_chunks(of[i].sums.data(), 2 * node.norms_[i].channels, c); }
   double second(size_t i, int64_t c) const { return first(i, node.norms_[i].channels + c); }
 
-  // Forward: mean and 1/deviation from the sums.
+  // Forward: mean and 1/deviation from the sums. What fills up lines is zero: repetition gives the same bytes.
   void finish(size_t i) {
     const Norm& n = node.norms_[i];
-    double* found = node.statistics(call, n);
+    const auto fill_line = [&](int64_t end) {
+      std::fill(call.saved + end, call.saved + rounded_up(end, kLanes), 0.0f);
+    };
+    fill_line(n.raw + node.spec_.B * n.channels * node.pixels()), fill_line(n.statistics + 4 * n.channels);
     for (int64_t c = 0; c < n.channels; ++c) {
       const double mean = first(i, c) / node.count(), variance = second(i, c) / node.count() - mean * mean;
-      found[c] = mean, found[n.channels + c] = 1 / std::sqrt(std::max(variance, 0.0) + kEps);
+      keep_statistic(call, n, c, mean);
+      keep_statistic(call, n, n.channels + c, 1 / std::sqrt(std::max(variance, 0.0) + kEps));
     }
     load(i);
   }
   // Behind the affine part y is y * scale + shift.
   void load(size_t i) {
     const Norm& n = node.norms_[i];
-    const double* found = node.statistics(call, n);
     for (int64_t c = 0; c < n.channels; ++c) {
-      const double r = found[n.channels + c], shift = -found[c] * r;
-      of[i].center[c] = static_cast<float>(found[c]);
-      of[i].scale[c] = static_cast<float>(gamma(i, c) * r);
-      of[i].shift[c] = static_cast<float>(gamma(i, c) * shift + bias(i, c));
+      of[i].center[c] = static_cast<float>(mean(call, n, c));
+      of[i].scale[c] = static_cast<float>(gamma(i, c) * inverse_deviation(call, n, c));
+      of[i].shift[c] = static_cast<float>(bias(i, c) - of[i].scale[c] * mean(call, n, c));
     }
   }
   // Backward: dy = al * g + be * (y - center) + ga, where g is the gradient behind `weight` * (affine part), `sum` its
   // sum and `dot` that of g * (y - center). Returns the sum of g * x_hat.
   double finish_backward(size_t i, int64_t c, double weight, double sum, double dot, const Gradients& gradients) {
     const Norm& n = node.norms_[i];
-    const double* found = node.statistics(call, n);
-    const double r = found[n.channels + c], off = of[i].center[c] - found[c], m = node.count();
+    const double r = inverse_deviation(call, n, c), off = of[i].center[c] - mean(call, n, c), m = node.count();
     const double rw = r * weight * gamma(i, c), q = r * (dot + off * sum);
     of[i].al[c] = static_cast<float>(rw), of[i].be[c] = static_cast<float>(-r * rw * q / m);
     of[i].ga[c] = static_cast<float>(-rw * (sum + r * q * off) / m);
@@ -148,14 +149,16 @@ struct Node::Mixed {
   Mixed(const Node& node, const Call& call, const Coefficients& found, const Gradients* gradients)
       : base(node.spec_.N), sums(kChunks * node.spec_.N) {
     const Spec& spec = node.spec_;
+    std::vector<double> constant(spec.N);
     const int n_ops = static_cast<int>(spec.operators.size());
     const auto add = [&](int norm, int edge, int op, Planes y) {
       norms.push_back(norm), of_edge.push_back(edge), of_op.push_back(op);
       coefficients.emplace_back(spec.N), dots.emplace_back(kChunks * spec.N);
       const double weight = weight_of(call, edge, n_ops, op);
       for (int64_t c = 0; c < spec.N; ++c) {
-        coefficients.back()[c] = static_cast<float>(weight * (norm < 0 ? 1 : found.of[norm].scale[c]));
-        if (norm >= 0) base[c] += static_cast<float>(weight * found.of[norm].shift[c]);
+        float& own = coefficients.back()[c] = static_cast<float>(weight * (norm < 0 ? 1 : found.of[norm].scale[c]));
+        if (norm >= 0)  // with the rounded coefficient: y's mean then gives zero
+          constant[c] += weight * found.bias(norm, c) - own * mean(call, node.norms_[norm], c);
       }
       const float* center = norm < 0 ? nullptr : found.of[norm].center.data();
       sources.push_back({y, coefficients.back().data(), center, dots.back().data()});
@@ -163,6 +166,7 @@ struct Node::Mixed {
     for (size_t i = 0; i < node.norms_.size(); ++i)
       if (!node.inner(i))
         add(static_cast<int>(i), node.norms_[i].edge, node.norms_[i].op, node.raw(call, node.norms_[i]));
+    for (int64_t c = 0; c < spec.N; ++c) base[c] = static_cast<float>(constant[c]);
     for (int e = 0; e < static_cast<int>(spec.inputs.size()); ++e) {
       const Input& in = spec.inputs[e];
       float skip = 0;
