@@ -122,10 +122,9 @@ struct Node::Coefficients {
   // Behind the affine part y is y * scale + shift.
   void load(size_t i) {
     for (int64_t c = 0; c < node.norms_[i].channels; ++c) {
-      const double r = scale(i, c), shift = -mean(i, c) * r;
       of[i].center[c] = static_cast<float>(mean(i, c));
-      of[i].scale[c] = static_cast<float>(gamma(i, c) * r);
-      of[i].shift[c] = static_cast<float>(gamma(i, c) * shift + bias(i, c));
+      of[i].scale[c] = static_cast<float>(gamma(i, c) * scale(i, c));
+      of[i].shift[c] = static_cast<float>(bias(i, c) - of[i].scale[c] * mean(i, c));  // of the scale as it is rounded
     }
   }
   // Backward: dy = al * g + be * (y - center) + ga, where g is the gradient behind `weight` * (affine part), `sum` its

@@ -46,15 +46,24 @@ struct Pools {
   }
   static float* at(const Planes& p, int64_t b, int64_t c) { return p.at + b * p.image + c * p.channel; }
 
-  // Writes a vector of the plane and adds it to its channel's sums.
+  // Writes the vectors of a plane and adds it to its channel's sums. Added up in float is what is left after a value of
+  // the plane itself: maxima have means far above their deviations, and the digits of the variance would be lost.
   struct Sums {
+    float pivot = 0;
+    bool begun = false;
     Vec total = zero(), squares = zero();
     FTSO_ALWAYS_INLINE void put(float* to, Vec v, int64_t left) {
-      if (left < kLanes) v = keep(tail(left), v);
       store_part(to, v, left);
+      if (!begun)
+        begun = true, pivot = left < kLanes ? sum(keep(tail(left), v)) / static_cast<float>(left) : sum(v) / kLanes;
+      v = add(v, set1(-pivot));
+      if (left < kLanes) v = keep(tail(left), v);
       total = add(total, v), squares = fma(v, v, squares);
     }
-    void flush(double* sums, int64_t C, int64_t c) const { sums[c] += sum(total), sums[C + c] += sum(squares); }
+    void flush(double* sums, int64_t C, int64_t c, int64_t Q) const {
+      const double p = pivot, s = sum(total);
+      sums[c] += s + p * Q, sums[C + c] += sum(squares) + p * (2 * s + p * Q);
+    }
   };
   static void clear(const PoolStep::Kind& kind, int64_t C, int64_t chunk) {
     for (int64_t i = 0; kind.y.at && i < 2 * C; ++i) kind.sums[chunk * 2 * C + i] = 0;
@@ -69,7 +78,7 @@ struct Pools {
         float* y = at(s.max.y, b, c);
         maxima<S>(low, s.Ho, s.Wo,
                   [&](int64_t r, int64_t col, Vec v, Vec) { sums.put(y + r * s.Wo + col, v, s.Wo - col); });
-        sums.flush(s.max.sums + chunk * 2 * s.C, s.C, c);
+        sums.flush(s.max.sums + chunk * 2 * s.C, s.C, c, Q);
       }
       if (s.mean.y.at) {
         zeros.put(x, s.H, s.W, 0, [](Vec v) { return v; });
@@ -79,7 +88,7 @@ struct Pools {
           const int64_t here = r * s.Wo + col;
           sums.put(y + here, mul(v, load_part(s.inverse + here, s.Wo - col)), s.Wo - col);
         });
-        sums.flush(s.mean.sums + chunk * 2 * s.C, s.C, c);
+        sums.flush(s.mean.sums + chunk * 2 * s.C, s.C, c, Q);
       }
     });
   }

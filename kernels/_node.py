@@ -1,135 +1,152 @@
-"""The compiled mixed node: plans, pointers and sizes. What may be asked of it is checked before, in partial_mix.py."""
+"""The mixed node as an operation of torch: schema, fake, autograd, and the calls of the compiled `Node`.
+
+`partial_mix.py` says what it computes. Operators are numbers, their places in `operators.OPERATORS`; `affine` is empty
+or holds weight and bias of every batch norm. The second output is what forward leaves for backward.
+"""
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._backend import core
-from ._memory import pooled
-from .operators import OPERATORS, n_batch_norms
+from . import _memory
+from ._checks import check_divisor, check_halves, check_states, check_tensor, check_tensors
+from ._native import NAMES, NodeCall, NodeGradients, planes, run_backward, run_forward
+from .operators import OPERATORS
 
-NAMES = tuple(OPERATORS)
+STRIDES = {"relu_conv_bn": 1, "factorized_reduce": 2}
+"""Operators that stand alone only, each at one stride."""
 
-
-def channels_out(inputs: Sequence[Tensor], weights: Sequence[Tensor], operators: Sequence[int], k: int) -> int:
-    """The channels behind an operator: C/k, but free where an operator stands alone."""
-    if NAMES[operators[0]] in ("relu_conv_bn", "factorized_reduce") or (weights and len(operators) == k == 1):
-        return weights[-1].shape[0] * (2 if NAMES[operators[0]] in ("factorized_reduce", "skip_connect") else 1)
-    return inputs[0].shape[1] // k
-
-
-def shape_of(
-    inputs: Sequence[Tensor], weights: Sequence[Tensor], operators: Sequence[int], strides: Sequence[int], k: int
-) -> tuple[int, int, int, int]:
-    B, _, H, W = inputs[0].shape
-    s = strides[0]
-    return B, channels_out(inputs, weights, operators, k) * k, (H + s - 1) // s, (W + s - 1) // s
+_LIB = torch.library.Library("ftso_fast", "FRAGMENT")
+_ARGUMENTS = (
+    "Tensor[] inputs, Tensor edge_weights, Tensor operator_weights, Tensor[] weights, Tensor[] affine, "
+    "int[] operators, int[] strides, int k"
+)
+_LIB.define(f"partial_mix({_ARGUMENTS}) -> (Tensor, Tensor)")
+_LIB.define(
+    f"partial_mix_bwd(Tensor grad, Tensor saved, {_ARGUMENTS}, bool[] needs, bool needs_weights) "
+    "-> (Tensor[], Tensor, Tensor, Tensor[], Tensor[])"
+)
 
 
-def saved_floats(B: int, C: int, N: int, H: int, W: int, operators: Sequence[int], strides: Sequence[int]) -> int:
-    """As `Node::saved_floats` counts them: raw planes and statistics of every batch norm, in whole vectors. C channels
-    before an operator, N behind it."""
-    total = 0
-    for stride in strides:
-        for o in operators:
-            norms = n_batch_norms(NAMES[o], stride)
-            narrow = "pool" in NAMES[o]
-            for channels in (C, N) if norms == 2 else (C if narrow else N,) * norms:
-                total += (B * channels * H * W + 15) // 16 * 16 + (4 * channels + 15) // 16 * 16
-    return total
+def _checked(op: str, call: NodeCall) -> NodeCall:
+    """What a call of the registered operation must be, whoever calls it: kernel and fake ask the same."""
+    check_states(op, call.inputs, call.strides)
+    x, operators = call.inputs[0], call.operators
+    if x.dtype != torch.float32:
+        raise TypeError(f"{op}: inputs: the cpu backend expected float32, got {x.dtype}")
+    check_divisor(op, call.k, x.shape[1])
+    if not operators or len(set(operators)) != len(operators):
+        raise ValueError(f"{op}: operators: expected different numbers, at least one, got {tuple(operators)}")
+    for i, o in enumerate(operators):
+        if not 0 <= o < len(NAMES):
+            raise ValueError(f"{op}: operators[{i}]: expected a number from 0 to {len(NAMES) - 1}, got {o}")
+        alone = len(call.inputs) == len(operators) == call.k == 1
+        if NAMES[o] in STRIDES and not (alone and call.strides[0] == STRIDES[NAMES[o]]):
+            raise ValueError(
+                f"{op}: operators[{i}]: expected {NAMES[o]} alone, at k 1 and stride {STRIDES[NAMES[o]]}, "
+                f"got operators {tuple(operators)}, k {call.k}, strides {tuple(call.strides)}"
+            )
+    names = [NAMES[o] for o in operators]
+    check_halves(op, call.inputs, call.strides, names, call.k)
+    C, C_out = x.shape[1] // call.k, call.channels_out
+    if not C_out or ("skip_connect" in names and 2 in call.strides and C_out % 2):
+        raise ValueError(f"{op}: weights: expected them to give channels, for halves an even number, got {C_out}")
+    check_tensor(f"{op}: edge_weights", call.edge_weights, (len(call.inputs),), x)
+    check_tensor(f"{op}: operator_weights", call.operator_weights, (len(call.inputs), len(operators)), x)
+    shapes = [shape for s in call.strides for name in names for shape in OPERATORS[name].shapes(C, C_out, s)]
+    check_tensors(f"{op}: weights", call.weights, shapes, x)
+    if call.affine:
+        check_tensors(f"{op}: affine", call.affine, [(c,) for c in call.norms for _ in "wb"], x)
+    return call
 
 
-@cache
-def _plan(B: int, C: int, N: int, k: int, operators: tuple[int, ...], inputs: tuple[tuple[int, int, int], ...]) -> Any:
-    return core().Node(B, C, N, k, list(operators), list(inputs))
+def _checked_backward(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[NodeCall, Sequence[bool], bool]:
+    op = "partial_mix_bwd"
+    *rest, needs, needs_weights = arguments
+    call = _checked(op, NodeCall(*rest))
+    check_tensor(f"{op}: grad", grad, call.shape, call.inputs[0])
+    check_tensor(f"{op}: saved", saved, (call.saved_floats,), call.inputs[0])
+    if len(needs) != len(call.inputs):
+        raise ValueError(f"{op}: needs: expected {len(call.inputs)} flags, got {len(needs)}")
+    return call, needs, needs_weights
 
 
-class NodeCall(NamedTuple):
-    """What a node is asked for; operators are numbers of `NAMES`."""
-
-    inputs: Sequence[Tensor]
-    edge_weights: Tensor
-    operator_weights: Tensor
-    weights: Sequence[Tensor]
-    affine: Sequence[Tensor]
-    operators: Sequence[int]
-    strides: Sequence[int]
-    k: int
-
-    def ready(self) -> "NodeCall":
-        """The same with memory laid out as the core reads it."""
-        return self._replace(
-            inputs=[planes(x) for x in self.inputs],
-            edge_weights=self.edge_weights.contiguous(),
-            operator_weights=self.operator_weights.contiguous(),
-            weights=[w.contiguous() for w in self.weights],
-            affine=[a.contiguous() for a in self.affine],
-        )
-
-    @property
-    def plan(self) -> Any:
-        B, C = self.inputs[0].shape[:2]
-        sizes = tuple((x.shape[2], x.shape[3], s) for x, s in zip(self.inputs, self.strides, strict=True))
-        N = channels_out(self.inputs, self.weights, self.operators, self.k)
-        return _plan(B, C, N, self.k, tuple(self.operators), sizes)
-
-    @property
-    def pointers(self) -> tuple[Any, ...]:
-        weights, affine = ([t.data_ptr() for t in tensors] for tensors in (self.weights, self.affine))
-        return (
-            [view(x) for x in self.inputs],
-            self.edge_weights.data_ptr(),
-            self.operator_weights.data_ptr(),
-            weights,
-            affine,
-        )
+def _fwd_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = _checked("partial_mix", NodeCall(*arguments))
+    node, saved = _memory.pooled(prod(call.shape)).view(call.shape), _memory.pooled(call.saved_floats)
+    run_forward(call.ready(), node, saved)
+    return node, saved
 
 
-def planes(x: Tensor) -> Tensor:
-    """x itself where the pixels of its planes are contiguous, else a copy."""
-    H, W = x.shape[2:]
-    rows = (W == 1 or x.stride(3) == 1) and (H == 1 or x.stride(2) == W)
-    return x if rows else x.contiguous()
-
-
-def view(x: Tensor) -> tuple[int, int, int]:
-    return x.data_ptr(), x.stride(0), x.stride(1)
-
-
-def run_forward(call: NodeCall, node: Tensor, saved: Tensor) -> None:
-    """Write the node and what its backward pass needs."""
-    call.plan.forward(*call.pointers, view(node), saved.data_ptr(), torch.get_num_threads())
-
-
-class NodeGradients(NamedTuple):
-    """Where a node's gradients go: those of inputs where wanted, added to what is there where `add` says so (empty:
-    nowhere); weights: empty where nobody wants them."""
-
-    inputs: Sequence[Tensor | None]
-    add: Sequence[bool]
-    edge_weights: Tensor
-    operator_weights: Tensor
-    weights: Sequence[Tensor]
-    affine: Sequence[Tensor]
-
-
-def run_backward(call: NodeCall, grad: Tensor, saved: Tensor, gradients: NodeGradients) -> None:
-    """Write the gradients under the node's gradient `grad`, whose planes are contiguous."""
-    plan = call.plan
-    work = pooled(plan.work_floats())
-    plan.backward(
-        *call.pointers,
-        view(grad),
-        saved.data_ptr(),
-        work.data_ptr(),
-        [(0, 0, 0) if d is None else view(d) for d in gradients.inputs],
-        gradients.edge_weights.data_ptr(),
-        gradients.operator_weights.data_ptr(),
-        [d.data_ptr() for d in gradients.weights],
-        [d.data_ptr() for d in gradients.affine],
-        list(gradients.add),
-        torch.get_num_threads(),
+def _bwd_cpu(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[Any, ...]:
+    call, needs, needs_weights = _checked_backward(grad, saved, *arguments)
+    places = NodeGradients(
+        [_memory.pooled(x.numel()).view(x.shape) if n else None for x, n in zip(call.inputs, needs, strict=True)],
+        [],
+        torch.empty(call.edge_weights.shape),
+        torch.empty(call.operator_weights.shape),
+        [torch.empty(w.shape) for w in call.weights] if needs_weights else [],
+        [torch.empty(a.shape) for a in call.affine],
     )
+    run_backward(call.ready(), planes(grad), saved.contiguous(), places)
+    found = [grad.new_empty(0) if d is None else d for d in places.inputs]
+    d_weights = places.weights or [grad.new_empty(0) for _ in call.weights]
+    return found, places.edge_weights, places.operator_weights, d_weights, places.affine
+
+
+def _fwd_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = _checked("partial_mix", NodeCall(*arguments))
+    return call.inputs[0].new_empty(call.shape), call.inputs[0].new_empty(call.saved_floats)
+
+
+def _bwd_fake(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[Any, ...]:
+    call, needs, needs_weights = _checked_backward(grad, saved, *arguments)
+    return (
+        [x.new_empty(x.shape if need else (0,)) for x, need in zip(call.inputs, needs, strict=True)],
+        call.edge_weights.new_empty(call.edge_weights.shape),
+        call.operator_weights.new_empty(call.operator_weights.shape),
+        [w.new_empty(w.shape if needs_weights else (0,)) for w in call.weights],
+        [a.new_empty(a.shape) for a in call.affine],
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    states, edges, operator_weights, weights, affine, ctx.operators, ctx.strides, ctx.k = inputs
+    ctx.set_materialize_grads(False)
+    ctx.sizes = len(states), len(weights)
+    ctx.needs = [x.requires_grad for x in states]
+    ctx.needs_weights = any(t.requires_grad for t in (*weights, *affine))
+    ctx.save_for_backward(output[1], edges, operator_weights, *states, *weights, *affine)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    saved, edges, operator_weights, *rest = ctx.saved_tensors
+    n, m = ctx.sizes
+    states, weights, affine = rest[:n], rest[n : n + m], rest[n + m :]
+    if grad is None:
+        return [None] * n, None, None, [None] * m, [None] * len(affine), None, None, None
+    d_states, d_edges, d_operators, d_weights, d_affine = torch.ops.ftso_fast.partial_mix_bwd(
+        grad, saved, states, edges, operator_weights, weights, affine, ctx.operators, ctx.strides, ctx.k, ctx.needs,
+        ctx.needs_weights,
+    )  # fmt: skip
+    given = [d if need else None for d, need in zip(d_states, ctx.needs, strict=True)]
+    d_weights = d_weights if ctx.needs_weights else [None] * m
+    return given, d_edges, d_operators, d_weights, d_affine, None, None, None
+
+
+def no_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "partial_mix: the cpu backend has first derivatives only; for second ones run it within "
+        "`with ftso_fast.kernels.use_backend('reference'):`"
+    )
+
+
+_LIB.impl("partial_mix", _fwd_cpu, "CPU")
+_LIB.impl("partial_mix_bwd", _bwd_cpu, "CPU")
+torch.library.register_fake("ftso_fast::partial_mix", _fwd_fake, lib=_LIB)
+torch.library.register_fake("ftso_fast::partial_mix_bwd", _bwd_fake, lib=_LIB)
+torch.library.register_autograd("ftso_fast::partial_mix", _backward, setup_context=_save, lib=_LIB)
+torch.library.register_autograd("ftso_fast::partial_mix_bwd", no_double_backward, lib=_LIB)

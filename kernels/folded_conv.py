@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import _memory
 from ._backend import choose, core
-from ._memory import pooled
-from ._node import planes, view
+from ._native import planes, view
 from .operators import EPS
 
 
@@ -121,7 +121,7 @@ def _fwd_cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], str
     if x.dtype != torch.float32:
         raise TypeError(f"folded_conv: x: the cpu backend expected float32, got {x.dtype}")
     shape = _shape(x, weights, stride)
-    y = pooled(shape[0] * shape[1] * shape[2] * shape[3]).view(shape)
+    y = _memory.pooled(shape[0] * shape[1] * shape[2] * shape[3]).view(shape)
     x, small = planes(x), [t.contiguous() for t in (*weights, *biases)]
     at, n = [t.data_ptr() for t in small], len(weights)
     channels = [x.shape[1], *(b.shape[0] for b in biases)]

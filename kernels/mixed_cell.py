@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import _memory
 from . import partial_mix as node
 from ._backend import choose
-from ._memory import pooled
-from ._node import NAMES, NodeCall, NodeGradients, planes, run_backward, run_forward, saved_floats
+from ._checks import check_divisor, check_operators, check_states, check_tensor, check_tensors
+from ._native import NAMES, NodeCall, NodeGradients, floats_of, norms_of, planes, run_backward, run_forward
+from ._node import no_double_backward
 
 Inputs = Sequence[Sequence[int]]
 N_INPUTS = 2
@@ -103,6 +105,7 @@ def _check(
     k: int,
 ) -> None:
     """What no kernel may see: every node as `partial_mix` would be asked for it, on states of the right size."""
+    op = "mixed_cell"
     if not inputs:
         raise ValueError("mixed_cell: inputs: expected at least one node, got none")
     for j, own in enumerate(inputs):
@@ -110,15 +113,19 @@ def _check(
             raise ValueError(f"mixed_cell: inputs[{j}]: expected states from 0 to {j + 1}, got {tuple(own)}")
         if len(set(own)) != len(own):
             raise ValueError(f"mixed_cell: inputs[{j}]: expected different states, got {tuple(own)}")
-    if x1.shape != x0.shape:
-        raise ValueError(f"mixed_cell: x1: expected the shape of x0, {tuple(x0.shape)}, got {tuple(x1.shape)}")
-    if x0.dim() != 4 or 0 in x0.shape:
-        raise ValueError(f"mixed_cell: x0: expected shape (B, C, H, W), none of them 0, got {tuple(x0.shape)}")
-    state = x0[:, :, ::2, ::2] if reduction else x0
-    edges = [i for own in inputs for i in own]
-    strides = [s for own in strides_of(inputs, reduction) for s in own]
-    given = [(x0, x1)[i] if i < N_INPUTS else state for i in edges]
-    node.check(given, edge_weights, operator_weights, weights, operators, strides, k, "mixed_cell")
+    check_states(op, [x0], [1])
+    check_tensor(f"{op}: x1", x1, tuple(x0.shape), x0)
+    edges, strides = (sum(map(len, inputs)), [s for own in strides_of(inputs, reduction) for s in own])
+    check_operators(op, operators)
+    check_divisor(op, k, x0.shape[1])
+    if reduction and (x0.shape[2] % 2 or x0.shape[3] % 2):
+        raise ValueError(f"{op}: x0: expected an even height and width in a reduction cell, got {tuple(x0.shape)}")
+    if reduction and "skip_connect" in operators and x0.shape[1] // k % 2:
+        raise ValueError(f"{op}: k: expected an even number of processed channels, got {x0.shape[1] // k}")
+    check_tensor(f"{op}: edge_weights", edge_weights, (edges,), x0)
+    check_tensor(f"{op}: operator_weights", operator_weights, (edges, len(operators)), x0)
+    shapes = [s for edge in node.mixed_weights(x0.shape[1], k, operators, strides) for own in edge for s in own]
+    check_tensors(f"{op}: weights", weights, shapes, x0)
 
 
 def _cpu(
@@ -224,12 +231,9 @@ class _Cell(NamedTuple):
 
     @property
     def saved_from(self) -> list[int]:
-        B, c = self.x0.shape[0], self.x0.shape[1] // self.k
-        sizes = (
-            saved_floats(B, c, c, *self.size[2:], self.operators, strides)
-            for strides in strides_of(self.inputs, self.reduction)
-        )
-        return list(accumulate(sizes, initial=0))
+        B, C, H, W = self.x0.shape[0], self.x0.shape[1] // self.k, *self.size[2:]
+        norms = (norms_of(C, C, self.operators, strides) for strides in strides_of(self.inputs, self.reduction))
+        return list(accumulate((floats_of(B, H, W, node) for node in norms), initial=0))
 
     def nodes(self, out: Tensor, saved: Tensor) -> list[tuple[NodeCall, Tensor]]:
         """Each node's call on states that lie in `out`, and its part of `saved`."""
@@ -253,7 +257,7 @@ def _parts(bounds: Sequence[int]) -> list[slice]:
 
 def _fwd_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
     cell = _Cell(*arguments).checked().ready()
-    out, saved = pooled(prod(cell.size)).view(cell.size), pooled(cell.saved_from[-1])
+    out, saved = _memory.pooled(prod(cell.size)).view(cell.size), _memory.pooled(cell.saved_from[-1])
     for (call, own), state in zip(cell.nodes(out, saved), cell.states(cell.x0, cell.x1, out)[N_INPUTS:], strict=True):
         run_forward(call, state, own)
     return out, saved
@@ -263,8 +267,10 @@ def _bwd_cpu(grad: Tensor, out: Tensor, saved: Tensor, *arguments: Any) -> tuple
     *rest, needs, needs_weights = arguments
     cell = _Cell(*rest).checked().ready()
     cell.check_backward(grad, out, saved, needs)
-    total = pooled(out.numel()).view(out.shape).copy_(grad)  # of every node; later nodes add to it
-    d_inputs = [pooled(x.numel()).view(x.shape) if n else x.new_empty(0) for x, n in zip(cell[:2], needs, strict=True)]
+    total = _memory.pooled(out.numel()).view(out.shape).copy_(grad)  # of every node; later nodes add to it
+    d_inputs = [
+        _memory.pooled(x.numel()).view(x.shape) if n else x.new_empty(0) for x, n in zip(cell[:2], needs, strict=True)
+    ]
     d_edges, d_operators = torch.empty_like(cell.edge_weights), torch.empty_like(cell.operator_weights)
     d_weights = [torch.empty_like(w) if needs_weights else w.new_empty(0) for w in cell.weights]
     gradients = cell.states(d_inputs[0], d_inputs[1], total)
@@ -329,4 +335,4 @@ _LIB.impl("mixed_cell_bwd", _bwd_cpu, "CPU")
 torch.library.register_fake("ftso_fast::mixed_cell", _fwd_fake, lib=_LIB)
 torch.library.register_fake("ftso_fast::mixed_cell_bwd", _bwd_fake, lib=_LIB)
 torch.library.register_autograd("ftso_fast::mixed_cell", _backward, setup_context=_save, lib=_LIB)
-torch.library.register_autograd("ftso_fast::mixed_cell_bwd", node.no_double_backward, lib=_LIB)
+torch.library.register_autograd("ftso_fast::mixed_cell_bwd", no_double_backward, lib=_LIB)

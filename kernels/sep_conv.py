@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ._checks import check_list
 from .partial_mix import one_operator
 
 
@@ -30,7 +31,9 @@ def dil_conv(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor] = ()
 
 
 def _size(op: str, weights: Sequence[Tensor]) -> str:
-    shape = tuple(weights[0].shape) if weights else ()
+    check_list(f"{op}: weights", weights)
+    first = weights[0] if weights else None
+    shape = tuple(first.shape) if isinstance(first, Tensor) else ()
     if len(shape) != 4 or shape[2] != shape[3] or shape[2] not in (3, 5):
         raise ValueError(f"{op}: weights[0]: expected shape (C, 1, K, K) with K 3 or 5, got {shape}")
     return f"{shape[2]}x{shape[2]}"
