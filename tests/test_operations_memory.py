@@ -106,7 +106,7 @@ def test_nothing_around_a_buffer_is_read_or_written(case, isa):
     plan.forward(*arguments, view(written[0], out), saved[1], 2)
     d_states = [view(b, t) for b, t in zip(written[1:], tensors[:n], strict=False)]
     d = to[1 + n :]
-    backward = (view(given[-1], out), saved[1], work[1], d_states, d[0], d[1], d[2:split], d[split:], 2)
+    backward = (view(given[-1], out), saved[1], work[1], d_states, d[0], d[1], d[2:split], d[split:], [], 2)
     plan.backward(*arguments, *backward)
     found = [buffer[GUARD:-GUARD].view(t.shape) for (buffer, _), t in zip(written, shapes, strict=True)]
     if not mixed:
