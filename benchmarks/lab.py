@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import arm as arms
+import measure
 import stages
 import torch
 from ftso_fast.kernels import testing
@@ -26,7 +28,7 @@ LONG = os.environ.get("FTSO_BENCH") == "long"
 THREADS = (1, 2) if LONG else (torch.get_num_threads(),)
 PEERS = ("eager", "channels_last", "compile") if LONG else ("eager", "channels_last")
 OURS = f"cpu/{kernels.isa()}"
-COLD = ("first iteration", "search 1it")
+COLD = ("first iteration", "search 1it", "PC-DARTS first iteration")
 """Timed once in a process, as the first thing that it does after import, with the memory that it takes."""
 
 _told = [0.0]
@@ -49,7 +51,7 @@ def replay(benchmark: Any, seconds: list[float]) -> None:
 
 def _best(call: Any, n: int) -> float:
     call()
-    return min(arms.seconds_of(call) for _ in range(n))
+    return min(measure.seconds_of(call) for _ in range(n))
 
 
 def _product(n: int, repeats: int) -> float:
@@ -74,15 +76,33 @@ def rates(threads: int) -> dict[str, float]:
 @cache
 def flops() -> dict[str, float]:
     """Floating point operations of each piece, counted on two images of the reference: all of them are per image."""
+    found = _flops_of_steps(arms.CIFAR10, arms.DARTS)
+    total = found["iteration"]
+    return found | {"iteration, batch 64": total * 64 / arms.BATCH, "search 1it": found["architecture step"]}
+
+
+@cache
+def pc_darts_flops() -> dict[str, float]:
+    """The same of PC-DARTS' search."""
+    return {f"PC-DARTS {name}": n for name, n in _flops_of_steps(arms.PC_DARTS, arms.ALL_OPERATORS).items()}
+
+
+def _flops_of_steps(config: arms.SearchConfig, space: arms.SearchSpace) -> dict[str, float]:
     n, found = 2, {}
-    with arms.running("eager"):
-        for name, step in arms.Iteration("eager", arms.batches("eager", n)).steps.items():
-            with FlopCounterMode(display=False) as counter:
+    grouped = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with measure.running("eager"):
+        for name, step in arms.Iteration("eager", arms.batches("eager", n), config, space).steps.items():
+            with FlopCounterMode(display=False, custom_mapping=grouped) as counter:
                 step()
-            found[name] = counter.get_total_flops() * arms.BATCH / n
+            found[name] = counter.get_total_flops() * config.batch_size / n
     total = sum(found.values())
-    small = {"iteration, batch 64": total * 64 / arms.BATCH}
-    return found | small | {"iteration": total, "first iteration": total, "search 1it": found["architecture step"]}
+    return found | {"iteration": total, "first iteration": total}
+
+
+def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
+    """As many as forward for each of the two gradients; torch's own count forgets the groups of a convolution."""
+    wanted = next(r for r in rest[::-1] if isinstance(r, list) and r and isinstance(r[0], bool))
+    return 2 * prod(grad) * prod(weight[1:]) * sum(wanted[:2])
 
 
 @cache
@@ -125,7 +145,7 @@ class Lab:
         """A command's output. One compilation serves every thread count; the cache that keeps it begins empty."""
         inductor = {"TORCHINDUCTOR_CACHE_DIR": self.folder.name, "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         call = [str(part) for part in command]
-        done = subprocess.run(call, env=os.environ | inductor | arms.MEMORY[memory], capture_output=True, text=True)
+        done = subprocess.run(call, env=os.environ | inductor | measure.MEMORY[memory], capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(call)}\n{done.stderr}"
         return done.stdout
 
@@ -160,14 +180,14 @@ class Lab:
             seconds = told["seconds"][piece]
             found[arm] = {"ms": 1e3 * median(seconds), "n": len(seconds)}
             found[arm] |= {"peak MB": told["peak MB"]} if piece in COLD else {}
-            if arm == "compile" and "first iteration" in told["seconds"]:
-                found[arm]["first s"] = told["seconds"]["first iteration"][0]
+            if arm == "compile" and (cold := [first for first in COLD if first in told["seconds"]]):
+                found[arm]["first s"] = told["seconds"][cold[0]][0]
         return found
 
     def compare(self, benchmark: Any, work: str, piece: str, arm: str, threads: int, amount: float, unit: str) -> None:
         """`amount`: bytes or floating point operations of one call; `unit`: GB/s or GFLOP/s."""
         limits = self.rates(threads)
-        everyone = {memory: self.peers(work, piece, memory, threads) for memory in reversed(arms.MEMORY)}
+        everyone = {memory: self.peers(work, piece, memory, threads) for memory in reversed(measure.MEMORY)}
         best = min(p["ms"] for there in everyone.values() for p in there.values())
         for memory, there in everyone.items():
             told = self.measured(work, arm, memory, threads)

@@ -5,8 +5,9 @@ import copy
 import pytest
 import stages
 import tables
-from arm import Iteration, assert_equal, batches, traced
+from arm import Iteration, batches, traced
 from ftso_fast.kernels import testing
+from measure import assert_equal
 
 from ftso_fast import CIFAR10, kernels
 
