@@ -16,13 +16,13 @@ from ftso_fast import kernels
 SKIP_CELL_CASES = testing.OPERATIONS["skip_cell"].cases
 
 
-@pytest.mark.parametrize("case", testing.CASES, ids=str)
+@pytest.mark.parametrize("case", SKIP_CELL_CASES, ids=str)
 def test_cpu_agrees_with_the_float64_reference(case, isa):
     with testing.arm("cpu", isa):
         testing.check(case)
 
 
-@pytest.mark.parametrize("case", [c for c in testing.CASES if c.C not in (c.k, c.k**2) and c.k > 1], ids=str)
+@pytest.mark.parametrize("case", [c for c in SKIP_CELL_CASES if c.C not in (c.k, c.k**2) and c.k > 1], ids=str)
 def test_the_comparison_can_fail(case, monkeypatch):
     """The inverse shuffle in the reference: another permutation wherever C is not k*k."""
     module = sys.modules[reference.__module__]
@@ -48,7 +48,7 @@ def test_any_shape(B, k, width, H, W):
 
 @pytest.mark.parametrize("case", SKIP_CELL_CASES, ids=str)
 def test_every_output_is_written_and_nothing_around_it(case, isa):
-    x0, x1, weights = testing.OPERATIONS["skip_cell"].inputs(case)
+    x0, x1, weights = testing.OPERATIONS["skip_cell"].inputs(case, 0)
     grad = torch.randn(case.B, 4 * case.C, case.H, case.W)
     guard = 64
     sizes = {"out": grad.numel(), "g0": x0.numel(), "g1": x1.numel(), "gw": 14}
@@ -73,13 +73,13 @@ def test_every_output_is_written_and_nothing_around_it(case, isa):
 
 def test_same_bytes_on_any_number_of_threads(isa):
     case = testing.Case("skip_cell", 7, 16, 12, 20, 4)
-    tensors = testing.OPERATIONS["skip_cell"].inputs(case)
+    tensors = testing.OPERATIONS["skip_cell"].inputs(case, 0)
     threads = torch.get_num_threads()
     results = []
     try:
         for n in (1, 2, 3, 8):
             torch.set_num_threads(n)
-            results.append(testing.values_and_gradients(kernels.skip_cell, tensors, case.k))
+            results.append(testing.values_and_gradients(kernels.skip_cell, tensors, case))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -89,8 +89,8 @@ def test_same_bytes_on_any_number_of_threads(isa):
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)])
 def test_only_what_is_asked_for_is_computed(wanted, isa):
     case = testing.Case("skip_cell", 2, 8, 6, 6, 4)
-    tensors = testing.OPERATIONS["skip_cell"].inputs(case)
-    _, *every = testing.values_and_gradients(kernels.skip_cell, tensors, case.k)
+    tensors = testing.OPERATIONS["skip_cell"].inputs(case, 0)
+    _, *every = testing.values_and_gradients(kernels.skip_cell, tensors, case)
     leaves = [t.clone().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
     out = kernels.skip_cell(*leaves, case.k)
     weights = torch.arange(out.numel(), dtype=torch.float64).mul_(0.7548776662466927).frac_().sub_(0.4)
@@ -120,7 +120,7 @@ def test_empty_batch():
 
 def test_opcheck():
     for needs in ([True, True, True], [False, True, False]):
-        x0, x1, weights = testing.OPERATIONS["skip_cell"].inputs(testing.Case("skip_cell", 2, 8, 5, 6, 4))
+        x0, x1, weights = testing.OPERATIONS["skip_cell"].inputs(testing.Case("skip_cell", 2, 8, 5, 6, 4), 0)
         grad = torch.randn(2, 32, 5, 6)
         leaves = [t.clone().requires_grad_(need) for t, need in zip((x0, x1, weights), needs, strict=True)]
         torch.library.opcheck(torch.ops.ftso_fast.skip_cell.default, (*leaves, 4))
@@ -130,11 +130,11 @@ def test_opcheck():
 @pytest.mark.filterwarnings("default")
 def test_compiled_whole_graph_is_equal():
     case = testing.Case("skip_cell", 2, 16, 8, 8, 4)
-    tensors = testing.OPERATIONS["skip_cell"].inputs(case)
+    tensors = testing.OPERATIONS["skip_cell"].inputs(case, 0)
     compiled = torch.compile(kernels.skip_cell, fullgraph=True)
-    eager = testing.values_and_gradients(kernels.skip_cell, tensors, case.k)
+    eager = testing.values_and_gradients(kernels.skip_cell, tensors, case)
     with testing.arm("cpu", kernels.isa()):
-        found = testing.values_and_gradients(compiled, tensors, case.k)
+        found = testing.values_and_gradients(compiled, tensors, case)
     assert all(torch.equal(a, b) for a, b in zip(eager, found, strict=True))
 
 
