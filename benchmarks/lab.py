@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -145,8 +146,13 @@ class Lab:
         """A command's output. One compilation serves every thread count; the cache that keeps it begins empty."""
         inductor = {"TORCHINDUCTOR_CACHE_DIR": self.folder.name, "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         call = [str(part) for part in command]
+        begun, others = time.perf_counter(), _busy_with_others()
         done = subprocess.run(call, env=os.environ | inductor | measure.MEMORY[memory], capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(call)}\n{done.stderr}"
+        others, wall = _busy_with_others() - others, time.perf_counter() - begun
+        if others > 0.1 * wall + 0.5:
+            what = " ".join(Path(part).name for part in call[1:5])
+            self.warnings.append(f"other processes took {others:.1f} s of the cores in the {wall:.1f} s of {what}")
         return done.stdout
 
     def _values(self, work: str) -> Path:
@@ -228,6 +234,15 @@ class Lab:
 
     def document(self) -> dict[str, Any]:
         return self.header() | self.sections
+
+
+def _busy_with_others() -> float:
+    """Seconds that the cores have worked for others than this process and its children; 0 where nobody tells."""
+    stat, own = Path("/proc/stat"), os.times()
+    if not stat.exists():
+        return 0.0
+    ticks = [int(n) for n in stat.read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK") - sum(own[:4])
 
 
 def now() -> str:
