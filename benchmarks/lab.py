@@ -90,10 +90,9 @@ def pc_darts_flops() -> dict[str, float]:
 
 def _flops_of_steps(config: arms.SearchConfig, space: arms.SearchSpace) -> dict[str, float]:
     n, found = 2, {}
-    grouped = {torch.ops.aten.convolution_backward: _convolution_backward}
     with measure.running("eager"):
         for name, step in arms.Iteration("eager", arms.batches("eager", n), config, space).steps.items():
-            with FlopCounterMode(display=False, custom_mapping=grouped) as counter:
+            with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
                 step()
             found[name] = counter.get_total_flops() * config.batch_size / n
     total = sum(found.values())
@@ -101,9 +100,12 @@ def _flops_of_steps(config: arms.SearchConfig, space: arms.SearchSpace) -> dict[
 
 
 def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
-    """As many as forward for each of the two gradients; torch's own count forgets the groups of a convolution."""
+    """As many as forward for each of the two gradients; torch's own count of the weights' forgets the groups."""
     wanted = next(r for r in rest[::-1] if isinstance(r, list) and r and isinstance(r[0], bool))
     return 2 * prod(grad) * prod(weight[1:]) * sum(wanted[:2])
+
+
+GROUPED = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
 @cache

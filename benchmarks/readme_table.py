@@ -59,8 +59,8 @@ def block(path: Path) -> str:
         f"{found['date']}, {machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch {machine['torch']}; "
         f"[everything that was measured](benchmarks/results/{path.stem}.md).",
         "",
-        f"| {threads_in_words(most)}: median (n) | ftso_fast | against the fastest peer, memory kept | the same, default "
-        "| GFLOP/s | of FMA peak |",
+        f"| {threads_in_words(most)}: median (n) | ftso_fast | against the fastest peer, memory kept | the same, "
+        "default | GFLOP/s | of FMA peak |",
         "|---|---|---|---|---|---|",
     ]
     there = {piece: label for piece, label in OPTIONAL.items() if f"{piece} {arm} {most} kept" in rows}

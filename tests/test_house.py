@@ -215,6 +215,10 @@ def test_readme_shows_the_newest_results():
     call(sys.executable, ROOT / "benchmarks" / "readme_table.py", "--check")
 
 
+def test_the_page_of_operations_shows_the_newest_results():
+    call(sys.executable, ROOT / "benchmarks" / "operations_table.py", "--check")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.stem)
 def test_results_are_their_own_text(path):
     assert tables.text(json.loads(path.read_text())) + "\n" == path.with_suffix(".md").read_text()
