@@ -32,6 +32,9 @@ OURS = f"cpu/{kernels.isa()}"
 COLD = ("first iteration", "search 1it", "PC-DARTS first iteration")
 """Timed once in a process, as the first thing that it does after import, with the memory that it takes."""
 
+LONGEST = 600
+"""Seconds after which torch.compile of PC-DARTS' network is left out, and the results say so."""
+
 _told = [0.0]
 
 
@@ -140,16 +143,18 @@ class Lab:
             if found[1] < 1.6 * found[0]:
                 self.warnings.append(f"two threads multiply only {found[1] / found[0]:.2f} times as fast as one")
         self.measured = cache(self._measured)
+        self.in_time: bool | None = None
 
     def rates(self, threads: int) -> dict[str, float]:
         return self.sections["rates"].setdefault(f"{threads} threads", rates(threads))
 
-    def run(self, *command: Any, memory: str = "default") -> str:
-        """A command's output. One compilation serves every thread count; the cache that keeps it begins empty."""
+    def run(self, *command: Any, memory: str = "default", longest: float | None = None) -> str:
+        """A command's output, or subprocess.TimeoutExpired after `longest` seconds. One compilation serves every thread count; the cache that keeps it begins empty."""
         inductor = {"TORCHINDUCTOR_CACHE_DIR": self.folder.name, "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         call = [str(part) for part in command]
         begun, others = time.perf_counter(), _busy_with_others()
-        done = subprocess.run(call, env=os.environ | inductor | measure.MEMORY[memory], capture_output=True, text=True)
+        environment = os.environ | inductor | measure.MEMORY[memory]
+        done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=longest)
         assert done.returncode == 0, f"{' '.join(call)}\n{done.stderr}"
         others, wall = _busy_with_others() - others, time.perf_counter() - begun
         if others > 0.1 * wall + 0.5:
@@ -170,17 +175,32 @@ class Lab:
         values = [] if reference else [self._values({"epoch": "iteration"}.get(work, work))]
         found: dict[str, Any] = {}
         for _ in range(processes(work, arm, threads)):
-            output = self.run(sys.executable, HERE / "arm.py", work, arm, threads, *values, memory=memory)
+            command = (sys.executable, HERE / "arm.py", work, arm, threads, *values)
+            longest = LONGEST if (work, arm) == ("PC-DARTS", "compile") else None
+            output = self.run(*command, memory=memory, longest=longest)
             one = json.loads(output.splitlines()[-1])
             seconds = found.get("seconds", {})
             found = one | {"seconds": {piece: seconds.get(piece, []) + s for piece, s in one["seconds"].items()}}
         return found
 
+    def compiles(self, work: str, threads: int) -> bool:
+        """Whether torch.compile is a peer in this work: not in a search from cold, nor where it takes too long."""
+        if work != "PC-DARTS":
+            return work != "search"
+        if self.in_time is None:
+            try:
+                self.measured(work, "compile", "default", threads)
+                self.in_time = True
+            except subprocess.TimeoutExpired:
+                self.warnings.append(f"torch.compile needs more than {LONGEST} s for PC-DARTS' network: left out")
+                self.in_time = False
+        return self.in_time
+
     def peers(self, work: str, piece: str, memory: str, threads: int) -> dict[str, dict[str, Any]]:
         """What every peer took that has this piece; `first s`: torch.compile's first iteration, which compiles."""
         found = {}
         for arm in PEERS:
-            if (work, arm) == ("search", "compile"):
+            if arm == "compile" and not self.compiles(work, threads):
                 continue
             told = self.measured(work, arm, memory, threads)
             if piece not in told["seconds"] or (arm == "compile" and piece in COLD):

@@ -1,6 +1,7 @@
 """What the benchmarks say of the machine and of the chain of launches, without a stopwatch."""
 
 import copy
+import subprocess
 from dataclasses import replace
 
 import lab
@@ -147,3 +148,17 @@ def test_arms_take_the_same_pc_darts_iteration(small_pc_darts, arm):
     want, found = small_pc_darts["eager"], small_pc_darts[arm]
     assert {name.split()[0] for name in want} == {"weight", "betas", "alphas", "loss"}
     assert_equal(found, want, {"loss": 1e-5, "betas": 0.1, "alphas": 0.1, "weight": 0.5}, arm)
+
+
+def test_a_compilation_that_takes_too_long_is_left_out_and_told():
+    laboratory, tries = lab.Lab.__new__(lab.Lab), []
+
+    def measured(*what):
+        tries.append(what)
+        raise subprocess.TimeoutExpired("arm.py", lab.LONGEST)
+
+    laboratory.measured, laboratory.warnings, laboratory.in_time = measured, [], None
+    assert [laboratory.compiles("PC-DARTS", n) for n in (2, 1)] == [False, False]
+    assert len(tries) == len(laboratory.warnings) == 1
+    assert laboratory.compiles("iteration", 1)
+    assert not laboratory.compiles("search", 1)
