@@ -149,7 +149,8 @@ class Lab:
         return self.sections["rates"].setdefault(f"{threads} threads", rates(threads))
 
     def run(self, *command: Any, memory: str = "default", longest: float | None = None) -> str:
-        """A command's output, or subprocess.TimeoutExpired after `longest` seconds. One compilation serves every thread count; the cache that keeps it begins empty."""
+        """A command's output, or subprocess.TimeoutExpired after `longest` seconds. One compilation serves every thread
+        count; the cache that keeps it begins empty."""
         inductor = {"TORCHINDUCTOR_CACHE_DIR": self.folder.name, "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         call = [str(part) for part in command]
         begun, others = time.perf_counter(), _busy_with_others()
