@@ -8,12 +8,15 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import arm as arms
+import measure
 import stages
 import torch
 from ftso_fast.kernels import testing
@@ -26,8 +29,11 @@ LONG = os.environ.get("FTSO_BENCH") == "long"
 THREADS = (1, 2) if LONG else (torch.get_num_threads(),)
 PEERS = ("eager", "channels_last", "compile") if LONG else ("eager", "channels_last")
 OURS = f"cpu/{kernels.isa()}"
-COLD = ("first iteration", "search 1it")
+COLD = ("first iteration", "search 1it", "PC-DARTS first iteration")
 """Timed once in a process, as the first thing that it does after import, with the memory that it takes."""
+
+LONGEST = 600
+"""Seconds after which torch.compile of PC-DARTS' network is left out, and the results say so."""
 
 _told = [0.0]
 
@@ -49,7 +55,7 @@ def replay(benchmark: Any, seconds: list[float]) -> None:
 
 def _best(call: Any, n: int) -> float:
     call()
-    return min(arms.seconds_of(call) for _ in range(n))
+    return min(measure.seconds_of(call) for _ in range(n))
 
 
 def _product(n: int, repeats: int) -> float:
@@ -74,15 +80,35 @@ def rates(threads: int) -> dict[str, float]:
 @cache
 def flops() -> dict[str, float]:
     """Floating point operations of each piece, counted on two images of the reference: all of them are per image."""
+    found = _flops_of_steps(arms.CIFAR10, arms.DARTS)
+    total = found["iteration"]
+    return found | {"iteration, batch 64": total * 64 / arms.BATCH, "search 1it": found["architecture step"]}
+
+
+@cache
+def pc_darts_flops() -> dict[str, float]:
+    """The same of PC-DARTS' search."""
+    return {f"PC-DARTS {name}": n for name, n in _flops_of_steps(arms.PC_DARTS, arms.ALL_OPERATORS).items()}
+
+
+def _flops_of_steps(config: arms.SearchConfig, space: arms.SearchSpace) -> dict[str, float]:
     n, found = 2, {}
-    with arms.running("eager"):
-        for name, step in arms.Iteration("eager", arms.batches("eager", n)).steps.items():
-            with FlopCounterMode(display=False) as counter:
+    with measure.running("eager"):
+        for name, step in arms.Iteration("eager", arms.batches("eager", n), config, space).steps.items():
+            with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
                 step()
-            found[name] = counter.get_total_flops() * arms.BATCH / n
+            found[name] = counter.get_total_flops() * config.batch_size / n
     total = sum(found.values())
-    small = {"iteration, batch 64": total * 64 / arms.BATCH}
-    return found | small | {"iteration": total, "first iteration": total, "search 1it": found["architecture step"]}
+    return found | {"iteration": total, "first iteration": total}
+
+
+def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
+    """As many as forward for each of the two gradients; torch's own count of the weights' forgets the groups."""
+    wanted = next(r for r in rest[::-1] if isinstance(r, list) and r and isinstance(r[0], bool))
+    return 2 * prod(grad) * prod(weight[1:]) * sum(wanted[:2])
+
+
+GROUPED = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
 @cache
@@ -117,16 +143,24 @@ class Lab:
             if found[1] < 1.6 * found[0]:
                 self.warnings.append(f"two threads multiply only {found[1] / found[0]:.2f} times as fast as one")
         self.measured = cache(self._measured)
+        self.in_time: bool | None = None
 
     def rates(self, threads: int) -> dict[str, float]:
         return self.sections["rates"].setdefault(f"{threads} threads", rates(threads))
 
-    def run(self, *command: Any, memory: str = "default") -> str:
-        """A command's output. One compilation serves every thread count; the cache that keeps it begins empty."""
+    def run(self, *command: Any, memory: str = "default", longest: float | None = None) -> str:
+        """A command's output, or subprocess.TimeoutExpired after `longest` seconds. One compilation serves every thread
+        count; the cache that keeps it begins empty."""
         inductor = {"TORCHINDUCTOR_CACHE_DIR": self.folder.name, "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         call = [str(part) for part in command]
-        done = subprocess.run(call, env=os.environ | inductor | arms.MEMORY[memory], capture_output=True, text=True)
+        begun, others = time.perf_counter(), _busy_with_others()
+        environment = os.environ | inductor | measure.MEMORY[memory]
+        done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=longest)
         assert done.returncode == 0, f"{' '.join(call)}\n{done.stderr}"
+        others, wall = _busy_with_others() - others, time.perf_counter() - begun
+        if others > 0.1 * wall + 0.5:
+            what = " ".join(Path(part).name for part in call[1:5])
+            self.warnings.append(f"other processes took {others:.1f} s of the cores in the {wall:.1f} s of {what}")
         return done.stdout
 
     def _values(self, work: str) -> Path:
@@ -142,17 +176,32 @@ class Lab:
         values = [] if reference else [self._values({"epoch": "iteration"}.get(work, work))]
         found: dict[str, Any] = {}
         for _ in range(processes(work, arm, threads)):
-            output = self.run(sys.executable, HERE / "arm.py", work, arm, threads, *values, memory=memory)
+            command = (sys.executable, HERE / "arm.py", work, arm, threads, *values)
+            longest = LONGEST if (work, arm) == ("PC-DARTS", "compile") else None
+            output = self.run(*command, memory=memory, longest=longest)
             one = json.loads(output.splitlines()[-1])
             seconds = found.get("seconds", {})
             found = one | {"seconds": {piece: seconds.get(piece, []) + s for piece, s in one["seconds"].items()}}
         return found
 
+    def compiles(self, work: str, threads: int) -> bool:
+        """Whether torch.compile is a peer in this work: not in a search from cold, nor where it takes too long."""
+        if work != "PC-DARTS":
+            return work != "search"
+        if self.in_time is None:
+            try:
+                self.measured(work, "compile", "default", threads)
+                self.in_time = True
+            except subprocess.TimeoutExpired:
+                self.warnings.append(f"torch.compile needs more than {LONGEST} s for PC-DARTS' network: left out")
+                self.in_time = False
+        return self.in_time
+
     def peers(self, work: str, piece: str, memory: str, threads: int) -> dict[str, dict[str, Any]]:
         """What every peer took that has this piece; `first s`: torch.compile's first iteration, which compiles."""
         found = {}
         for arm in PEERS:
-            if (work, arm) == ("search", "compile"):
+            if arm == "compile" and not self.compiles(work, threads):
                 continue
             told = self.measured(work, arm, memory, threads)
             if piece not in told["seconds"] or (arm == "compile" and piece in COLD):
@@ -160,14 +209,14 @@ class Lab:
             seconds = told["seconds"][piece]
             found[arm] = {"ms": 1e3 * median(seconds), "n": len(seconds)}
             found[arm] |= {"peak MB": told["peak MB"]} if piece in COLD else {}
-            if arm == "compile" and "first iteration" in told["seconds"]:
-                found[arm]["first s"] = told["seconds"]["first iteration"][0]
+            if arm == "compile" and (cold := [first for first in COLD if first in told["seconds"]]):
+                found[arm]["first s"] = told["seconds"][cold[0]][0]
         return found
 
     def compare(self, benchmark: Any, work: str, piece: str, arm: str, threads: int, amount: float, unit: str) -> None:
         """`amount`: bytes or floating point operations of one call; `unit`: GB/s or GFLOP/s."""
         limits = self.rates(threads)
-        everyone = {memory: self.peers(work, piece, memory, threads) for memory in reversed(arms.MEMORY)}
+        everyone = {memory: self.peers(work, piece, memory, threads) for memory in reversed(measure.MEMORY)}
         best = min(p["ms"] for there in everyone.values() for p in there.values())
         for memory, there in everyone.items():
             told = self.measured(work, arm, memory, threads)
@@ -208,6 +257,15 @@ class Lab:
 
     def document(self) -> dict[str, Any]:
         return self.header() | self.sections
+
+
+def _busy_with_others() -> float:
+    """Seconds that the cores have worked for others than this process and its children; 0 where nobody tells."""
+    stat, own = Path("/proc/stat"), os.times()
+    if not stat.exists():
+        return 0.0
+    ticks = [int(n) for n in stat.read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK") - sum(own[:4])
 
 
 def now() -> str:

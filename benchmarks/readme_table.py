@@ -3,6 +3,7 @@ two markers; with --check it says whether that would change anything. Needs no t
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ PIECES = {
     "first iteration": "iteration, first in its process",
     "search 1it": "`search('1it')`, first in its process",
 }
+OPTIONAL = {"PC-DARTS iteration": "PC-DARTS' iteration, batch 64"}
 NUMBERS = {"1": "one thread", "2": "two threads"}
 
 
-def newest() -> Path:
-    """The results file with the latest date."""
-    files = list((ROOT / "benchmarks" / "results").glob("*.json"))
-    return max(files, key=lambda path: json.loads(path.read_text())["date"])
+def newest(fit: Callable[[dict[str, Any]], bool]) -> Path | None:
+    """Of the results files that fit the one with the latest date."""
+    files = {path: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    return max((p for p, found in files.items() if fit(found)), key=lambda p: files[p]["date"], default=None)
 
 
-def _threads(n: int) -> str:
+def threads_in_words(n: int) -> str:
     return NUMBERS.get(str(n), f"{n} threads")
 
 
@@ -57,14 +59,15 @@ def block(path: Path) -> str:
         f"{found['date']}, {machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch {machine['torch']}; "
         f"[everything that was measured](benchmarks/results/{path.stem}.md).",
         "",
-        f"| {_threads(most)}: median (n) | ftso_fast | against the fastest peer, memory kept | the same, default | "
-        "GFLOP/s | of FMA peak |",
+        f"| {threads_in_words(most)}: median (n) | ftso_fast | against the fastest peer, memory kept | the same, "
+        "default | GFLOP/s | of FMA peak |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [_line(label, *pair(piece, most)) for piece, label in PIECES.items()]
+    there = {piece: label for piece, label in OPTIONAL.items() if f"{piece} {arm} {most} kept" in rows}
+    lines += [_line(label, *pair(piece, most)) for piece, label in (PIECES | there).items()]
     for threads in used[1:]:
         chosen = ("iteration", "search 1it")
-        lines += [_line(f"{PIECES[piece]}, {_threads(threads)}", *pair(piece, threads)) for piece in chosen]
+        lines += [_line(f"{PIECES[piece]}, {threads_in_words(threads)}", *pair(piece, threads)) for piece in chosen]
     rates = found["rates"][f"{most} threads"]
     first, steps = pair("first iteration", most)[0], [pair(s, most)[0] for s in ("architecture step", "weight step")]
     over = [f"{row['over bound']:.2f} (its {row['bound GFLOP']:.1f} GFLOP)" for row in steps]
@@ -89,14 +92,19 @@ def block(path: Path) -> str:
             f"- `ftso search --mode 1it` on CIFAR-10's binary files, in the shell: {s['s']:.2f} s ({s['n']}), of which "
             f"`import torch` {s['import torch s']:.2f} s and the search {s['search s']:.2f} s."
         )
+    lines.append(
+        "- [docs/operations.md](docs/operations.md): separable and dilated convolutions, the mixed edge, PC-DARTS."
+    )
     lines += [f"- A warning of that run: {warning}." for warning in found["warnings"]]
     return "\n".join(lines) + "\n"
 
 
 def rewritten(text: str) -> str:
-    """README's text with the block of the newest results."""
+    """README's text with the block of the newest results in the long form."""
+    path = newest(lambda found: found["form"] == "long")
+    assert path is not None, "no results in the long form"
     before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{block(newest())}\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{block(path)}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":

@@ -116,6 +116,12 @@ def memory(rows: dict[str, dict[str, Any]]) -> list[str]:
     """The memory of a whole iteration, beside what is asked of it."""
     lines = []
     for row in rows.values():
+        if (row["piece"], row["memory"]) == ("PC-DARTS first iteration", "default"):
+            peers = ", ".join(f"{arm} {p['peak MB']:.0f} MB" for arm, p in row["peers"].items())
+            lines.append(
+                f"peak memory of PC-DARTS' iteration at batch 64, {row['threads']} threads: {row['arm']} "
+                f"{row['peak MB']:.0f} MB (at most a third of the peers' asked for); {peers}"
+            )
         if (row["piece"], row["memory"]) == ("first iteration", "default"):
             peers = ", ".join(f"{arm} {p['peak MB']:.0f} MB" for arm, p in row["peers"].items())
             lines.append(

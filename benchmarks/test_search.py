@@ -11,6 +11,7 @@ import lab as laboratory
 import numpy as np
 import pytest
 from lab import LONG, OURS, THREADS
+from measure import seconds_of
 
 pytestmark = pytest.mark.benchmark(timer=laboratory.clock)
 STEPS = ("architecture step", "weight step")
@@ -21,6 +22,11 @@ long_form = pytest.mark.skipif(not LONG, reason="FTSO_BENCH=long only")
 @pytest.mark.parametrize("piece", [*STEPS, *WARM, "first iteration"])
 def test_iteration(benchmark, lab, threads, piece):
     lab.compare(benchmark, "iteration", piece, OURS, threads, laboratory.flops()[piece], "GFLOP/s")
+
+
+@pytest.mark.parametrize("piece", [f"PC-DARTS {piece}" for piece in (*STEPS, "iteration", "first iteration")])
+def test_pc_darts(benchmark, lab, threads, piece):
+    lab.compare(benchmark, "PC-DARTS", piece, OURS, threads, laboratory.pc_darts_flops()[piece], "GFLOP/s")
 
 
 def test_fresh_search(benchmark, lab, threads):
@@ -58,8 +64,8 @@ def test_shell(benchmark, lab, threads, tmp_path):
     command = [ftso, "search", "--data", tmp_path, "--mode", "1it", "--threads", threads, "--json"]
     seconds, inside, imports = [], [], []
     for _ in range(4):
-        seconds.append(arms.seconds_of(lambda: inside.append(json.loads(lab.run(*command))["seconds"]["total"])))
-        imports.append(arms.seconds_of(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)))
+        seconds.append(seconds_of(lambda: inside.append(json.loads(lab.run(*command))["seconds"]["total"])))
+        imports.append(seconds_of(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)))
     seconds, inside, imports = (times[1:] for times in (seconds, inside, imports))  # the first reads from the disk
     laboratory.replay(benchmark, seconds)
     found = {"threads": threads, "s": median(seconds), "n": len(seconds), "images": source, "date": laboratory.now()}

@@ -1,12 +1,20 @@
 """What the benchmarks say of the machine and of the chain of launches, without a stopwatch."""
 
 import copy
+import subprocess
+from dataclasses import replace
 
+import lab
+import operations_table
 import pytest
 import stages
 import tables
-from arm import Iteration, assert_equal, batches, traced
+import torch
+from arm import ALL_OPERATORS, PC_DARTS, Iteration, batches, traced
 from ftso_fast.kernels import testing
+from measure import assert_equal, running
+from operations import operation_calls
+from torch.utils.flop_counter import FlopCounterMode
 
 from ftso_fast import CIFAR10, kernels
 
@@ -65,3 +73,92 @@ def test_sessions_on_the_same_code_are_joined():
     assert tables.joined(DOCUMENT, before) == DOCUMENT | {"warnings": ["a", "b"], "rows": {"r": 1, "s": 2}}
     assert tables.joined(DOCUMENT, before | {"machine": {"cpu": "y"}}) == DOCUMENT
     assert tables.joined(DOCUMENT, before | {"form": "short"}) == DOCUMENT
+
+
+# -- the operations
+
+
+@pytest.mark.parametrize("op", ["sep_conv", "dil_conv", "partial_mix", "skip_cell"])
+@pytest.mark.parametrize("arm", ["eager", "channels_last", "cpu"])
+def test_arms_compute_the_same_operation(op, arm):
+    """The timed calls themselves, in small; the peer channels_last gets everything in its format."""
+    case = next(c for c in testing.OPERATIONS[op].cases if not c.affine and not c.view and c.C_out == 0)
+    tensors = testing.OPERATIONS[op].inputs(case, 0)
+    with running("eager"):
+        want = operation_calls("eager", case, tensors)["forward+backward"]()
+    with running(arm):
+        calls = operation_calls(arm, case, tensors)
+        found, alone = calls["forward+backward"](), calls["forward"]()
+    torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(alone, found[:1])
+    if arm == "channels_last" and op in ("sep_conv", "dil_conv"):  # a shuffle leaves another format
+        assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_case_is_a_row_of_the_page():
+    assert all(operations_table.parsed(f"{case} forward") for case in testing.BENCHMARKS)
+    assert operations_table.parsed("PC-DARTS iteration") is None
+    assert operations_table.parsed("sep_conv_3x3-96x36x32x16 forward+backward") == {
+        "operator": "sep_conv_3x3",
+        "direction": "forward+backward",
+        "B": 96,
+        "C": 36,
+        "H": 32,
+        "W": 16,
+    }
+    sizes = {case.B for case in testing.BENCHMARKS if case.op in ("sep_conv", "dil_conv")}
+    assert sizes == set(operations_table.SIZES.values())
+
+
+def pair(operator, B, value, direction="forward+backward"):
+    return {"operator": operator, "B": B, "direction": direction} | {m: {"ratio": value} for m in ("kept", "default")}
+
+
+def test_medians_are_over_the_sizes_of_an_operator():
+    rows = [pair("sep_conv_3x3", 96, r) for r in (9.0, 0.8, 0.5)] + [pair("dil_conv_5x5", 256, 3.0)]
+    rows += [pair("sep_conv_3x3", 96, 50.0, "forward"), pair("partial_mix", 96, 50.0)]
+    lines = operations_table.medians(rows, "evaluation")
+    assert [c.strip() for c in lines[2].split("|")[1:-1]] == ["sep_conv_3x3", "**0.80**", "**0.80**", "1.5"]
+    assert len(lines) == 3
+    partial = operations_table.medians(rows, "partial-channel")
+    assert [c.strip() for c in partial[2].split("|")[1:-1]] == ["all operators", "3.00", "3.00", "2.5"]
+
+
+def test_groups_count_in_both_directions():
+    """torch's own counter takes a depthwise convolution's weight gradient for that of a full one."""
+    x, w = torch.ones(2, 6, 8, 8, requires_grad=True), torch.ones(6, 1, 3, 3, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=lab.GROUPED) as counter:
+        torch.nn.functional.conv2d(x, w, padding=1, groups=6).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * (2 * 6 * 8 * 8) * 9
+
+
+@pytest.fixture(scope="module")
+def small_pc_darts():
+    found = {}
+    for name in ("eager", "channels_last", "cpu"):
+        with running(name):
+            state = Iteration(name, batches(name, 4), replace(PC_DARTS, cells=3), ALL_OPERATORS)
+            state.both()
+        found[name] = state.values()
+    return found
+
+
+@pytest.mark.parametrize("arm", ["channels_last", "cpu"])
+def test_arms_take_the_same_pc_darts_iteration(small_pc_darts, arm):
+    want, found = small_pc_darts["eager"], small_pc_darts[arm]
+    assert {name.split()[0] for name in want} == {"weight", "betas", "alphas", "loss"}
+    assert_equal(found, want, {"loss": 1e-5, "betas": 0.1, "alphas": 0.1, "weight": 0.5}, arm)
+
+
+def test_a_compilation_that_takes_too_long_is_left_out_and_told():
+    laboratory, tries = lab.Lab.__new__(lab.Lab), []
+
+    def measured(*what):
+        tries.append(what)
+        raise subprocess.TimeoutExpired("arm.py", lab.LONGEST)
+
+    laboratory.measured, laboratory.warnings, laboratory.in_time = measured, [], None
+    assert [laboratory.compiles("PC-DARTS", n) for n in (2, 1)] == [False, False]
+    assert len(tries) == len(laboratory.warnings) == 1
+    assert laboratory.compiles("iteration", 1)
+    assert not laboratory.compiles("search", 1)

@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import operations_table
 import pytest
 import tables
 from conftest import machine_isas
@@ -213,6 +214,10 @@ def test_a_shared_symbol_would_be_seen(tmp_path):
 
 def test_readme_shows_the_newest_results():
     call(sys.executable, ROOT / "benchmarks" / "readme_table.py", "--check")
+
+
+def test_the_page_of_operations_shows_the_newest_results():
+    assert operations_table.page() == operations_table.PAGE.read_text()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.stem)
