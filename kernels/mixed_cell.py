@@ -113,6 +113,8 @@ def _check(
             raise ValueError(f"mixed_cell: inputs[{j}]: expected states from 0 to {j + 1}, got {tuple(own)}")
         if len(set(own)) != len(own):
             raise ValueError(f"mixed_cell: inputs[{j}]: expected different states, got {tuple(own)}")
+    if x0.dim() != 4 or 0 in x0.shape:
+        raise ValueError(f"{op}: x0: expected shape (B, C, H, W), none of them 0, got {tuple(x0.shape)}")
     check_states(op, [x0], [1])
     check_tensor(f"{op}: x1", x1, tuple(x0.shape), x0)
     edges, strides = (sum(map(len, inputs)), [s for own in strides_of(inputs, reduction) for s in own])
