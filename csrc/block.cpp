@@ -137,13 +137,13 @@ struct Block {
     if constexpr (PAIR) {
       const bool second = both(b, end);
       image.put_rows(
-          8, [&](int64_t r) { return there(second, max(normalised(c, row_of(s.x, b, c, r, second)), zero())); });
+          8, [&](int64_t r) { return there(second, max(zero(), normalised(c, row_of(s.x, b, c, r, second)))); });
       return;
     }
-    image.put(x(b, c), s.H, s.W, 0, [&](Vec v) { return max(normalised(c, v), zero()); });
+    image.put(x(b, c), s.H, s.W, 0, [&](Vec v) { return max(zero(), normalised(c, v)); });
   }
   FTSO_ALWAYS_INLINE void put_depthwise(int64_t b, int64_t c, float* out) const {
-    const auto relu = [&](Vec v) { return max(normalised(c, v), zero()); };
+    const auto relu = [&](Vec v) { return max(zero(), normalised(c, v)); };
     if constexpr (PAIR) {
       windows<K, S, D>(image, s.depthwise + c * K * K, 8, 16,
                        [&](int64_t r, int64_t, Vec v) { store(out + 16 * r, v); });

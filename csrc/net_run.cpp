@@ -9,8 +9,6 @@
 namespace ftso {
 namespace {
 
-constexpr double kEps = 1e-5;  // of torch's batch norm
-
 int64_t tile(const Shape& s) { return std::max<int64_t>(128, 2 * s.W); }
 int64_t padded_image(const StemStep& s) { return (s.shape.H + 2) * (s.shape.W + 2) * s.channels; }
 

@@ -4,19 +4,12 @@
 #include <utility>
 
 #include "aligned.h"
+#include "chunks.h"
 #include "node.h"
 #include "threads.h"
 
 namespace ftso {
 namespace {
-
-constexpr double kEps = 1e-5;  // of torch's batch norm
-
-double over_chunks(const double* partial, int64_t stride, int64_t at) {
-  double total = 0;
-  for (int chunk = 0; chunk < kChunks; ++chunk) total += partial[chunk * stride + at];
-  return total;
-}
 
 // Partial gradients of n weights: added up chunk after chunk in double, the weights shared out to the threads.
 struct Partial {

@@ -81,22 +81,25 @@ struct MixStep {
   double* sums;  // of the gradient on the processed channels: C a chunk
 };
 
-constexpr int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+// Kernels include this: always inline, so that the linker keeps no copy of one instruction set for everybody.
+#define FTSO_SHARED inline __attribute__((always_inline))
+
+FTSO_SHARED constexpr int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Scratch images: zeros (or another fill) around; rows of x begin at kMargin, and the next row's margin ends them.
 constexpr int64_t kMargin = kLanes;
 struct Frame {
   int64_t rows, ld;
-  Frame(int64_t H, int64_t W, int64_t border) : rows(H + 2 * border), ld(rounded_up(W, kLanes) + kMargin) {}
-  int64_t floats() const { return rows * ld + kMargin; }
+  FTSO_SHARED Frame(int64_t H, int64_t W, int64_t border) : rows(H + 2 * border), ld(rounded_up(W, kLanes) + kMargin) {}
+  FTSO_SHARED int64_t floats() const { return rows * ld + kMargin; }
 };
 
 // Images that a block treats together, and the columns of their products: planes padded to whole vectors.
 struct Group {
   int64_t images, plane, ld;
   // Images of 8 x 8 lie side by side in pairs, so that a row fills a vector.
-  static constexpr bool pairs(int64_t HW) { return HW == 64; }
-  Group(int64_t B, int64_t C, int64_t HW) : plane(rounded_up(HW, kLanes)) {
+  FTSO_SHARED static constexpr bool pairs(int64_t HW) { return HW == 64; }
+  FTSO_SHARED Group(int64_t B, int64_t C, int64_t HW) : plane(rounded_up(HW, kLanes)) {
     const int64_t chunk = (B + kChunks - 1) / kChunks, widest = 64000 / (C * plane);
     images = 1024 / plane < widest ? 1024 / plane : widest;
     images = images < 1 ? 1 : images > chunk ? chunk : images;
@@ -106,9 +109,9 @@ struct Group {
   }
 };
 
-inline int64_t border_of(int K, int D) { return D * (K / 2); }
+FTSO_SHARED int64_t border_of(int K, int D) { return D * (K / 2); }
 
-inline int64_t block_scratch(const BlockStep& s) {
+FTSO_SHARED int64_t block_scratch(const BlockStep& s) {
   const int64_t border = border_of(s.K, s.D);
   const Group g(s.B, s.C > s.N ? s.C : s.N, s.Ho * s.Wo);
   const int64_t frames =
@@ -118,18 +121,18 @@ inline int64_t block_scratch(const BlockStep& s) {
 }
 
 // Two blocks of inference one after the other, what lies between them in scratch.
-inline int64_t chain_scratch(const BlockStep& first, const BlockStep& second) {
+FTSO_SHARED int64_t chain_scratch(const BlockStep& first, const BlockStep& second) {
   const int64_t images = Group(first.B, first.C > first.N ? first.C : first.N, first.Ho * first.Wo).images;
   const int64_t between = rounded_up(images * first.N * first.Ho * first.Wo, kLanes) + kLanes;
   return rounded_up(block_scratch(first), kLanes) + rounded_up(block_scratch(second), kLanes) + between;
 }
 
-inline int64_t mix_scratch(const MixStep& s) {
+FTSO_SHARED int64_t mix_scratch(const MixStep& s) {
   const int64_t n = s.n_sources > s.n_edges ? s.n_sources : s.n_edges;
   return 3 * rounded_up(n, kLanes) + s.n_edges * rounded_up(s.H * s.W, kLanes);
 }
 
-inline int64_t pool_scratch(const PoolStep& s) {
+FTSO_SHARED int64_t pool_scratch(const PoolStep& s) {
   return 2 * s.S * Frame(s.H, s.S == 1 ? s.W : (s.W + 1) / 2, 1).floats() + 3 * Frame(s.Ho, s.Wo, 1).floats() + 64;
 }
 

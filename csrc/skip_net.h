@@ -5,20 +5,13 @@
 #include <vector>
 
 #include "aligned.h"
+#include "chunks.h"
 #include "ftso.h"
 
 namespace ftso {
 
 constexpr int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 constexpr int64_t pixels(const Shape& s) { return s.B * s.H * s.W; }
-
-// The sum of a chunked partial, chunk after chunk.
-template <typename T>
-double over_chunks(const T* partial, int64_t stride, int64_t at) {
-  double sum = 0;
-  for (int64_t c = 0; c < kChunks; ++c) sum += partial[c * stride + at];
-  return sum;
-}
 
 class SkipNet {
  public:

@@ -76,13 +76,18 @@ def errors(case: Case, tensors: Sequence[Tensor], function: Callable[..., Tensor
     operation = OPERATIONS[case.op]
     got = values_and_gradients(function or operation.function, tensors, case)
     want = values_and_gradients(operation.reference, [t.double() for t in tensors], case)
-    return [error(g, w) for g, w in zip(got, want, strict=True)]
+    floor = 0.1 * max(float(w.abs().max()) for w in want[1:])
+    return [error(g, w, floor if i else 0.0) for i, (g, w) in enumerate(zip(got, want, strict=True))]
 
 
-def error(got: Tensor, want: Tensor) -> float:
-    """Of two tensors; where all is zero, as what `none` is given, nothing else will do."""
+def error(got: Tensor, want: Tensor, floor: float = 0.0) -> float:
+    """Of two tensors, as a part of the largest wanted value, or of `floor` where that is more: a gradient whose sums
+    cancel to less than a tenth of the largest one has fewer digits of its own. Where all is zero, as what `none` is
+    given, nothing else will do."""
     difference, largest = float((got - want).abs().max()), float(want.abs().max())
-    return difference / largest if largest else 0.0 if difference == 0 else float("inf")
+    if largest == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return difference / max(largest, floor)
 
 
 def check(case: Case, tensors: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
