@@ -35,9 +35,11 @@ class _Region:
     def __init__(self, floats: int) -> None:
         self.memory: NDArray[np.float32] = fresh(floats).numpy()
         self.free = [(0, floats)]
+        self.returned: list[tuple[int, int]] = []  # by finalizers, which may run in the midst of anything
 
     def lend(self, floats: int) -> Tensor | None:
         """A part from the smallest gap that holds it."""
+        self._settle()
         fitting = [gap for gap in self.free if gap[1] - gap[0] >= floats]
         if not fitting:
             return None
@@ -45,8 +47,12 @@ class _Region:
         at = self.free.index(gap)
         self.free[at : at + 1] = [(begin + floats, end)] if begin + floats < end else []
         part = self.memory[begin : begin + floats]
-        weakref.finalize(part, self._take_back, begin, begin + floats).atexit = False
+        weakref.finalize(part, self.returned.append, (begin, begin + floats)).atexit = False
         return torch.from_numpy(part)
+
+    def _settle(self) -> None:
+        while self.returned:
+            self._take_back(*self.returned.pop())
 
     def _take_back(self, begin: int, end: int) -> None:
         at = bisect(self.free, (begin, end))
@@ -59,6 +65,7 @@ class _Region:
 
     @property
     def unused(self) -> bool:
+        self._settle()
         return self.free == [(0, self.memory.size)]
 
 
