@@ -93,28 +93,6 @@ ftso::Node::Call node_call(const std::vector<View>& inputs, uintptr_t edge_weigh
   return call;
 }
 
-// Inference of one or two blocks; channels before, between and behind them.
-void infer(int64_t B, int64_t H, int64_t W, const std::vector<int64_t>& channels, int K, int stride, int dilation,
-           const View& x, const Addresses& weights, const Addresses& biases, const View& y, int threads) {
-  ftso::BlockStep first{};
-  first.B = B, first.C = channels[0], first.N = channels[1], first.H = H, first.W = W;
-  first.Ho = (H + stride - 1) / stride, first.Wo = (W + stride - 1) / stride;
-  first.K = K, first.S = stride, first.D = dilation;
-  first.x = planes(x), first.y = planes(y);
-  const auto w = weights.begin();
-  first.depthwise = K > 1 ? at<const float>(w[0]) : nullptr, first.pointwise = at<const float>(w[K > 1]);
-  first.bias = at<const float>(biases[0]);
-  ftso::BlockStep second = first;
-  const bool two = channels.size() > 2;
-  if (two) {
-    first.y = {nullptr, first.N * first.Ho * first.Wo, first.Ho * first.Wo};
-    second.C = channels[1], second.N = channels[2], second.S = 1, second.H = first.Ho, second.W = first.Wo;
-    second.depthwise = at<const float>(w[2]), second.pointwise = at<const float>(w[3]);
-    second.bias = at<const float>(biases[1]);
-  }
-  counted("folded_conv", [&] { return ftso::infer(first, two ? &second : nullptr, threads); });
-}
-
 void bind_node(py::module_& m) {
   using ftso::Node;
   py::class_<Node>(m, "Node")
@@ -190,7 +168,15 @@ PYBIND11_MODULE(_C, m) {
       .def("forward", &net_forward)
       .def("backward", &net_backward);
   bind_node(m);
-  m.def("folded_conv", &infer);
+  m.def("folded_conv",
+        [](int64_t B, int64_t H, int64_t W, const std::vector<int64_t>& channels, int K, int stride, int dilation,
+           const View& x, const Addresses& weights, const Addresses& biases, const View& y, int threads) {
+          const std::vector<float*> w = pointers(weights), b = pointers(biases);
+          counted("folded_conv", [&] {
+            return ftso::folded_conv({B, H, W, channels.data(), static_cast<int>(biases.size()), K, stride, dilation},
+                                     planes(x), w.data(), b.data(), planes(y), threads);
+          });
+        });
   m.def("calls", [] { return calls; });
   m.def("reset_calls", [] { calls.clear(); });
   m.def("isa", [] { return std::string(ftso::kernels().isa); });

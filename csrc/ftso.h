@@ -86,8 +86,15 @@ const char* skip_cell_fwd(int64_t B, int64_t C, int64_t HW, int64_t k, const flo
 const char* skip_cell_bwd(int64_t B, int64_t C, int64_t HW, int64_t k, const float* grad_out, const float* x0,
                           const float* x1, const float* weights, float* grad_x0, float* grad_x1, float* grad_weights,
                           int threads);
-// Blocks without statistics, batch norms folded into `pointwise` and `bias`: one, or two as one launch.
-const char* infer(const BlockStep& first, const BlockStep* second, int threads);
+// Inference, batch norms folded into pointwise and bias: one block, or two as one launch (the second of stride 1).
+// weights: depthwise (where K > 1) and pointwise of each block; channels: before, between and behind the blocks.
+struct FoldedConv {
+  int64_t B, H, W;
+  const int64_t* channels;
+  int blocks, K, stride, dilation;
+};
+const char* folded_conv(const FoldedConv& spec, Planes x, const float* const* weights, const float* const* biases,
+                        Planes y, int threads);
 const char* fma_peak(int64_t rounds, double* operations, int threads);  // `rounds` on each thread, all at once
 
 }  // namespace ftso

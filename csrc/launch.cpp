@@ -90,14 +90,27 @@ const char* skip_cell_bwd(int64_t B, int64_t C, int64_t HW, int64_t k, const flo
   return ran;
 }
 
-const char* infer(const BlockStep& first, const BlockStep* second, int threads) {
+const char* folded_conv(const FoldedConv& spec, Planes x, const float* const* weights, const float* const* biases,
+                        Planes y, int threads) {
+  BlockStep first{};
+  first.B = spec.B, first.H = spec.H, first.W = spec.W, first.C = spec.channels[0], first.N = spec.channels[1];
+  first.K = spec.K, first.S = spec.stride, first.D = spec.dilation;
+  first.Ho = (spec.H + spec.stride - 1) / spec.stride, first.Wo = (spec.W + spec.stride - 1) / spec.stride;
+  if (spec.K > 1) first.depthwise = *weights++;
+  first.pointwise = *weights++, first.bias = biases[0], first.x = x, first.y = y;
+  BlockStep second = first;
+  const bool two = spec.blocks == 2;
+  if (two) {
+    first.y = {nullptr, first.N * first.Ho * first.Wo, first.Ho * first.Wo};
+    second.C = first.N, second.N = spec.channels[2], second.S = 1, second.H = first.Ho, second.W = first.Wo;
+    second.depthwise = weights[0], second.pointwise = weights[1], second.bias = biases[1];
+  }
   const Kernels& isa = kernels();
-  const int64_t floats = second ? chain_scratch(first, *second) : block_scratch(first);
+  const int64_t floats = two ? chain_scratch(first, second) : block_scratch(first);
   const char* ran = isa.isa;
   over_chunks_of_work(kChunks, threads, [&](int64_t chunk) {
     float* scratch = thread_scratch(floats);
-    const char* name =
-        second ? isa.chain_infer(first, *second, chunk, scratch) : isa.block_infer(first, chunk, scratch);
+    const char* name = two ? isa.chain_infer(first, second, chunk, scratch) : isa.block_infer(first, chunk, scratch);
     if (chunk == 0) ran = name;
   });
   return ran;

@@ -14,7 +14,6 @@ from typing import cast
 from torch import Tensor, nn
 
 from . import kernels
-from .genotype import N_INPUTS
 from .operations import FactorizedReduce, MixedOp, ReLUConvBN
 from .space import Topology
 
@@ -42,8 +41,8 @@ class MixedCell(nn.Module):
         before = FactorizedReduce if reduction_prev else ReLUConvBN
         self.preprocess0 = before(c_prev_prev, C)
         self.preprocess1 = ReLUConvBN(c_prev, C)
-        self.strides = [[2 if reduction and i < N_INPUTS else 1 for i in node] for node in inputs]
-        self.edges = nn.ModuleList(MixedOp(C, stride, k, operators) for node in self.strides for stride in node)
+        strides = (stride for node in kernels.strides_of(inputs, reduction) for stride in node)
+        self.edges = nn.ModuleList(MixedOp(C, stride, k, operators) for stride in strides)
 
     def forward(self, s0: Tensor, s1: Tensor, edge_weights: Tensor, operator_weights: Tensor) -> Tensor:
         """edge_weights: (E,); operator_weights: (E, len(operators))."""

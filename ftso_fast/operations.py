@@ -142,14 +142,15 @@ class MixedOp(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """`parameters()` without its walk through all modules: flat, operator after operator."""
-        return _present(self._places)
+        return present(self._places)
 
     def forward(self, x: Tensor, operator_weights: Tensor) -> Tensor:
         one, strides = torch.ones_like(operator_weights[:1]), [self.stride]
         return kernels.partial_mix([x], one, operator_weights[None], self.weights(), self.operators, strides, self.k)
 
 
-def _present(places: Sequence[tuple[nn.Module, str]]) -> list[Tensor]:
+def present(places: Sequence[tuple[nn.Module, str]]) -> list[Tensor]:
+    """The parameters at (module, name) that are there: `parameters()` without its walk through all modules."""
     found = (module._parameters[name] for module, name in places)
     return [w for w in found if w is not None]
 

@@ -50,14 +50,17 @@ class SGD:
     @torch.no_grad()
     def directions(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """What a step would subtract, times its rate; nothing is moved or remembered."""
-        own = [g + self.weight_decay * t for t, g in zip(self.tensors, grads, strict=True)]
+        own = self._decayed(grads)
         if self.velocity is None:
             return own
         return [self.momentum * v + d for v, d in zip(self.velocity, own, strict=True)]
 
+    def _decayed(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        return [g + self.weight_decay * t for t, g in zip(self.tensors, grads, strict=True)]
+
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr: float) -> None:
-        directions = [g + self.weight_decay * t for t, g in zip(self.tensors, grads, strict=True)]
+        directions = self._decayed(grads)
         if self.velocity is None:
             self.velocity = directions
         else:

@@ -21,7 +21,7 @@ from .errors import UsageError
 from .genotype import N_INPUTS
 from .kernels import NetSpec, channel_shuffle, choose, cpu_cannot, skip_cell, skip_net
 from .mixed import MixedCell
-from .operations import FactorizedReduce, ReLUConvBN, batch_norm
+from .operations import FactorizedReduce, ReLUConvBN, batch_norm, present
 from .space import CELLS, DARTS, SearchSpace, Topology
 
 SPREAD = 1e-3
@@ -152,8 +152,7 @@ class SuperNet(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """`parameters()` without its walk through all modules, which every step would take twice."""
-        found = (module._parameters[name] for module, name in self._places)
-        return [w for w in found if w is not None]
+        return present(self._places)
 
     def edge_weights(self, betas: Tensor) -> Tensor:
         """Softmax of a flat beta vector over the edges of each node."""

@@ -15,7 +15,7 @@ from ._backend import (
     use_isa,
 )
 from .folded_conv import fold_batch_norm, folded_conv
-from .mixed_cell import mixed_cell
+from .mixed_cell import mixed_cell, strides_of
 from .partial_mix import mixed_weights, partial_mix
 from .relu_conv_bn import factorized_reduce, relu_conv_bn
 from .sep_conv import dil_conv, sep_conv
@@ -48,6 +48,7 @@ __all__ = [
     "sep_conv",
     "skip_cell",
     "skip_net",
+    "strides_of",
     "trace",
     "use_backend",
     "use_isa",

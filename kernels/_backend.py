@@ -140,6 +140,18 @@ def calls() -> dict[str, int]:
     return dict(core().calls()) if _C is not None else {}
 
 
+def first_derivatives_only(op: str) -> Callable[..., None]:
+    """The backward of a backward operation of the cpu backend: a sentence."""
+
+    def refuse(ctx: Any, *grads: torch.Tensor) -> None:
+        raise RuntimeError(
+            f"{op}: the cpu backend has first derivatives only; for second ones run it within "
+            "`with ftso_fast.kernels.use_backend('reference'):`"
+        )
+
+    return refuse
+
+
 class Launch(NamedTuple):
     """A stage that the cpu backend launched: seconds it took, floating point operations of its products (padding
     included), bytes of images and activations that it must read and write at least once."""

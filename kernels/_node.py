@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _memory
+from ._backend import first_derivatives_only
 from ._checks import check_divisor, check_halves, check_states, check_tensor, check_tensors
 from ._native import NAMES, NodeCall, NodeGradients, planes, run_backward, run_forward
 from .operators import OPERATORS
@@ -137,16 +138,9 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...
     return given, d_edges, d_operators, d_weights, d_affine, None, None, None
 
 
-def no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "partial_mix: the cpu backend has first derivatives only; for second ones run it within "
-        "`with ftso_fast.kernels.use_backend('reference'):`"
-    )
-
-
 _LIB.impl("partial_mix", _fwd_cpu, "CPU")
 _LIB.impl("partial_mix_bwd", _bwd_cpu, "CPU")
 torch.library.register_fake("ftso_fast::partial_mix", _fwd_fake, lib=_LIB)
 torch.library.register_fake("ftso_fast::partial_mix_bwd", _bwd_fake, lib=_LIB)
 torch.library.register_autograd("ftso_fast::partial_mix", _backward, setup_context=_save, lib=_LIB)
-torch.library.register_autograd("ftso_fast::partial_mix_bwd", no_double_backward, lib=_LIB)
+torch.library.register_autograd("ftso_fast::partial_mix_bwd", first_derivatives_only("partial_mix"), lib=_LIB)

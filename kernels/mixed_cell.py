@@ -19,10 +19,9 @@ from torch import Tensor
 
 from . import _memory
 from . import partial_mix as node
-from ._backend import choose
-from ._checks import check_divisor, check_operators, check_states, check_tensor, check_tensors
+from ._backend import choose, first_derivatives_only
+from ._checks import check_dense, check_divisor, check_operators, check_states, check_tensor, check_tensors, whole
 from ._native import NAMES, NodeCall, NodeGradients, floats_of, norms_of, planes, run_backward, run_forward
-from ._node import no_double_backward
 
 Inputs = Sequence[Sequence[int]]
 N_INPUTS = 2
@@ -84,13 +83,27 @@ def mixed_cell(
     Raises ValueError or TypeError naming the argument, what was expected and what came; BackendError when a backend
     asked for by name cannot run.
     """
-    _check(x0, x1, edge_weights, operator_weights, weights, operators, inputs, reduction, k)
-    run = choose("mixed_cell", {"cpu": _cpu, "reference": reference}, x0)
+    _check_structure(x0, operators, inputs)
+    run = choose("mixed_cell", {"cpu": _cpu, "reference": _reference}, x0)
     return run(x0, x1, edge_weights, operator_weights, weights, operators, inputs, reduction, k)
 
 
 def _n_weights(operators: Sequence[str], strides: Sequence[int]) -> int:
     return sum(len(own) for edge in node.mixed_weights(2, 1, operators, strides) for own in edge)
+
+
+def _check_structure(x0: Tensor, operators: Sequence[str], inputs: Inputs) -> None:
+    """What must hold before a backend can be chosen, and what numbers would no longer tell."""
+    op = "mixed_cell"
+    check_dense(f"{op}: x0", x0)
+    check_operators(op, operators)
+    if not inputs:
+        raise ValueError(f"{op}: inputs: expected at least one node, got none")
+    for j, own in enumerate(inputs):
+        if not own or not all(whole(i) and 0 <= i < j + N_INPUTS for i in own):
+            raise ValueError(f"{op}: inputs[{j}]: expected states from 0 to {j + 1}, got {tuple(own)}")
+        if len(set(own)) != len(own):
+            raise ValueError(f"{op}: inputs[{j}]: expected different states, got {tuple(own)}")
 
 
 def _check(
@@ -106,19 +119,13 @@ def _check(
 ) -> None:
     """What no kernel may see: every node as `partial_mix` would be asked for it, on states of the right size."""
     op = "mixed_cell"
-    if not inputs:
-        raise ValueError("mixed_cell: inputs: expected at least one node, got none")
-    for j, own in enumerate(inputs):
-        if not own or any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < j + N_INPUTS for i in own):
-            raise ValueError(f"mixed_cell: inputs[{j}]: expected states from 0 to {j + 1}, got {tuple(own)}")
-        if len(set(own)) != len(own):
-            raise ValueError(f"mixed_cell: inputs[{j}]: expected different states, got {tuple(own)}")
+    _check_structure(x0, operators, inputs)
     if x0.dim() != 4 or 0 in x0.shape:
         raise ValueError(f"{op}: x0: expected shape (B, C, H, W), none of them 0, got {tuple(x0.shape)}")
     check_states(op, [x0], [1])
     check_tensor(f"{op}: x1", x1, tuple(x0.shape), x0)
-    edges, strides = (sum(map(len, inputs)), [s for own in strides_of(inputs, reduction) for s in own])
-    check_operators(op, operators)
+    strides = [s for own in strides_of(inputs, reduction) for s in own]
+    edges = len(strides)
     check_divisor(op, k, x0.shape[1])
     if reduction and (x0.shape[2] % 2 or x0.shape[3] % 2):
         raise ValueError(f"{op}: x0: expected an even height and width in a reduction cell, got {tuple(x0.shape)}")
@@ -130,22 +137,17 @@ def _check(
     check_tensors(f"{op}: weights", weights, shapes, x0)
 
 
-def _cpu(
-    x0: Tensor,
-    x1: Tensor,
-    edge_weights: Tensor,
-    operator_weights: Tensor,
-    weights: Sequence[Tensor],
-    operators: Sequence[str],
-    inputs: Inputs,
-    reduction: bool,
-    k: int,
-) -> Tensor:
+def _reference(*arguments: Any) -> Tensor:
+    _check(*arguments)
+    return reference(*arguments)
+
+
+def _cpu(*arguments: Any) -> Tensor:
+    """The operation checks the rest."""
+    *tensors, weights, operators, inputs, reduction, k = arguments
     chosen = [NAMES.index(o) for o in operators]
     flat, counts = [i for own in inputs for i in own], [len(own) for own in inputs]
-    out, _ = torch.ops.ftso_fast.mixed_cell(
-        x0, x1, edge_weights, operator_weights, list(weights), chosen, flat, counts, reduction, k
-    )
+    out, _ = torch.ops.ftso_fast.mixed_cell(*tensors, list(weights), chosen, flat, counts, reduction, k)
     return out
 
 
@@ -269,6 +271,7 @@ def _bwd_cpu(grad: Tensor, out: Tensor, saved: Tensor, *arguments: Any) -> tuple
     *rest, needs, needs_weights = arguments
     cell = _Cell(*rest).checked().ready()
     cell.check_backward(grad, out, saved, needs)
+    out, saved = planes(out), saved.contiguous()
     total = _memory.pooled(out.numel()).view(out.shape).copy_(grad)  # of every node; later nodes add to it
     d_inputs = [
         _memory.pooled(x.numel()).view(x.shape) if n else x.new_empty(0) for x, n in zip(cell[:2], needs, strict=True)
@@ -337,4 +340,4 @@ _LIB.impl("mixed_cell_bwd", _bwd_cpu, "CPU")
 torch.library.register_fake("ftso_fast::mixed_cell", _fwd_fake, lib=_LIB)
 torch.library.register_fake("ftso_fast::mixed_cell_bwd", _bwd_fake, lib=_LIB)
 torch.library.register_autograd("ftso_fast::mixed_cell", _backward, setup_context=_save, lib=_LIB)
-torch.library.register_autograd("ftso_fast::mixed_cell_bwd", no_double_backward, lib=_LIB)
+torch.library.register_autograd("ftso_fast::mixed_cell_bwd", first_derivatives_only("mixed_cell"), lib=_LIB)

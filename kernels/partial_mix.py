@@ -17,6 +17,7 @@ section 3.1, equations 2 and 3; at k = 1 the mixed operation of DARTS, equation 
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,14 +138,10 @@ def _cpu_one(name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[T
 
 
 def _cpu(
-    inputs: Sequence[Tensor],
-    edge_weights: Tensor,
-    operator_weights: Tensor,
-    weights: Sequence[Tensor],
-    operators: Sequence[str],
-    strides: Sequence[int],
-    k: int,
+    inputs: Sequence[Tensor], edge_weights: Tensor, operator_weights: Tensor, weights: Sequence[Tensor], *rest: Any
 ) -> Tensor:
+    """The operation checks the rest."""
+    operators, strides, k = rest
     chosen = [NAMES.index(o) for o in operators]
     node, _ = torch.ops.ftso_fast.partial_mix(
         list(inputs), edge_weights, operator_weights, list(weights), [], chosen, list(strides), k
@@ -153,16 +150,10 @@ def _cpu(
 
 
 def _reference(
-    inputs: Sequence[Tensor],
-    edge_weights: Tensor,
-    operator_weights: Tensor,
-    weights: Sequence[Tensor],
-    operators: Sequence[str],
-    strides: Sequence[int],
-    k: int,
+    inputs: Sequence[Tensor], edge_weights: Tensor, operator_weights: Tensor, weights: Sequence[Tensor], *rest: Any
 ) -> Tensor:
     """What the registered operation checks of its weights, then the definition."""
-    op, x = "partial_mix", inputs[0]
+    op, x, (operators, strides, k) = "partial_mix", inputs[0], rest
     check_tensor(f"{op}: edge_weights", edge_weights, (len(inputs),), x)
     check_tensor(f"{op}: operator_weights", operator_weights, (len(inputs), len(operators)), x)
     shapes = [s for edge in mixed_weights(x.shape[1], k, operators, strides) for own in edge for s in own]

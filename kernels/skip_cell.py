@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._backend import choose, core
+from ._backend import choose, core, first_derivatives_only
 
 N_NODES = 4
 N_EDGES = 14
@@ -145,18 +145,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *(g if need else None for g, need in zip(grads, needs, strict=True)), None
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "skip_cell: the cpu backend has first derivatives only; for second ones run it within "
-        "`with ftso_fast.kernels.use_backend('reference'):`"
-    )
-
-
 _LIB.impl("skip_cell", _fwd_cpu, "CPU")
 _LIB.impl("skip_cell_bwd", _bwd_cpu, "CPU")
 torch.library.register_fake("ftso_fast::skip_cell", _fwd_fake, lib=_LIB)
 torch.library.register_fake("ftso_fast::skip_cell_bwd", _bwd_fake, lib=_LIB)
 torch.library.register_autograd("ftso_fast::skip_cell", _backward, setup_context=_save, lib=_LIB)
-torch.library.register_autograd("ftso_fast::skip_cell_bwd", _no_double_backward, lib=_LIB)
+torch.library.register_autograd("ftso_fast::skip_cell_bwd", first_derivatives_only("skip_cell"), lib=_LIB)
 
 _BACKENDS: dict[str, Callable[..., Any]] = {"cpu": torch.ops.ftso_fast.skip_cell, "reference": reference}
