@@ -40,7 +40,7 @@ class BuildWithCMake(build_ext):
 
 WITH_CORE = os.environ.get("FTSO_CORE", "ON").upper() != "OFF"
 setup(
-    packages=["ftso_fast", "ftso_fast.kernels"],
+    packages=["ftso_fast", "ftso_fast.commands", "ftso_fast.kernels"],
     package_dir={"ftso_fast.kernels": "kernels"},
     package_data={"ftso_fast": ["py.typed"]},
     ext_modules=[Extension("ftso_fast._C", sources=[])] if WITH_CORE else [],

@@ -18,7 +18,7 @@ from conftest import machine_isas
 from ftso_fast.kernels import _backend
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = sorted((ROOT / "ftso_fast").glob("*.py"))
+PACKAGE = sorted((ROOT / "ftso_fast").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 NATIVE = sorted((ROOT / "csrc").iterdir())
 CMAKE = (ROOT / "CMakeLists.txt").read_text()

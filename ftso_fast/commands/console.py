@@ -1,0 +1,38 @@
+"""What commands share: the progress bar, and arguments that are a text or a file of it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from ..run import Progress
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator["Progress | None"]:
+    """A progress bar on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def text_or_file(argument: str) -> str | bytes:
+    if "(" in argument or "{" in argument:
+        return argument
+    try:
+        with open(argument, "rb") as file:
+            return file.read(1 << 20)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"genotype: {argument!r} is neither a genotype nor a file that can be read "
+            f"({getattr(error, 'strerror', None) or error}): give Genotype(...) text, its JSON, or such a file"
+        ) from None

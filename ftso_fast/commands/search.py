@@ -1,0 +1,94 @@
+"""ftso search."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..config import METHODS, PRESETS
+from ..errors import UsageError
+from ..genotype import REPLACEMENTS
+from ..space import OPERATOR_SETS
+from .console import progress_bar
+
+
+def add(commands: Any) -> None:
+    search = commands.add_parser("search", help="search a cell on images and print the genotype")
+    search.add_argument(
+        "--data",
+        required=True,
+        metavar="digits|FILE.npz|DIR",
+        help="scikit-learn's digits (a smoke set), an npz file with x_train and y_train, or CIFAR-10's binary folder",
+    )
+    search.add_argument(
+        "--mode",
+        default="1it",
+        metavar="Nit|Nep",
+        help="iterations or epochs (default: 1it); 1ep+18ep searches the topology, then operators on it",
+    )
+    search.add_argument("--method", default="ftso", help=f"one of {', '.join(METHODS)} (default: ftso)")
+    search.add_argument(
+        "--operators",
+        metavar="SET",
+        help=f"on every edge of ftso's topology search: {', '.join(OPERATOR_SETS)} (default: skip)",
+    )
+    search.add_argument("--second-order", action="store_true", help="pc-darts and darts: the unrolled gradient")
+    search.add_argument("--beta-only", action="store_true", help="rank edges by beta, not by beta times best alpha")
+    search.add_argument("--seed", type=int, default=0, help="decides everything random (default: 0)")
+    search.add_argument("--k", type=int, help="process 1/k of the channels (default: 4; darts: 1)")
+    search.add_argument(
+        "--replace",
+        metavar="OP",
+        help=f"operator of every kept edge, ftso: {', '.join(REPLACEMENTS)} (default: sep_conv_3x3)",
+    )
+    search.add_argument("--classes", type=int, help="number of classes (default: found in the data)")
+    search.add_argument("--preset", help=f"Table 4's settings: {', '.join(PRESETS)} (default: the method's own)")
+    search.add_argument("--backend", help="cpu or reference; runs or fails (default: the fastest that can)")
+    search.add_argument(
+        "--precision",
+        default="float32",
+        help="float32, bf16_backward or bf16 (default: float32; others print their cost)",
+    )
+    search.add_argument("--threads", type=int, help="threads to use (default: torch's choice)")
+    search.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    search.add_argument("--out", metavar="DIR", help="also write result.json, genotype.json and cells.svg there")
+    search.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from ..readers import read_images
+    from ..search import search
+
+    if args.preset not in (None, *PRESETS):
+        raise UsageError(f"preset: expected one of {', '.join(PRESETS)}, got {args.preset!r}")
+    if args.threads is not None:
+        if args.threads < 1:
+            raise UsageError(f"threads: expected a positive number, got {args.threads}")
+        torch.set_num_threads(args.threads)
+    with progress_bar("search") as progress:
+        result = search(
+            read_images(args.data),
+            args.mode,
+            method=args.method,
+            operators=args.operators,
+            replace=args.replace,
+            order=2 if args.second_order else 1,
+            beta_only=args.beta_only,
+            k=args.k,
+            classes=args.classes,
+            seed=args.seed,
+            backend=args.backend,
+            precision=args.precision,
+            config=PRESETS[args.preset] if args.preset else None,
+            progress=progress,
+        )
+    if args.out:
+        folder = Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text(result.to_json() + "\n")
+        (folder / "genotype.json").write_text(result.genotype.to_json() + "\n")
+        result.draw(folder / "cells.svg")
+        print(f"wrote {folder / 'cells.svg'}, genotype.json and result.json", file=sys.stderr)
+    print(result.to_json() if args.json else result)
