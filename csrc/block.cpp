@@ -85,6 +85,12 @@ FTSO_INLINE void dots_of_planes(const float* a, int64_t M, const float* b, int64
     }
 }
 
+float mean_of(const float* y, int64_t n) {
+  float total = 0;
+  for (int64_t i = 0; i < n; ++i) total += y[i];
+  return total / static_cast<float>(n);
+}
+
 // What both directions share: the group's buffers, and how the pixels of x become activations.
 // As a PAIR, images of 8 x 8 are treated two at a time, side by side: a unit is 8 rows of 16 columns.
 template <int K, int S, int D, bool PAIR = false>
@@ -97,6 +103,9 @@ struct Block {
   Image<1, PAIR> d_image;
   float *depthwise, *d_depthwise, *dy;  // [C], [C], [N] rows of group.ld
   float* row_sums;                      // [2][N] vectors
+  float* tap_sums;                      // [K * K] vectors
+  float* pivots;                        // [N]: the sums are of y - pivot, or a channel that hardly varies loses digits
+  bool no_pivots;
   Columns columns;
 
   Block(const BlockStep& step, float* scratch)
@@ -108,6 +117,8 @@ struct Block {
     }
     scratch = Columns::carve(columns, scratch, group, Q, s.y.image, PAIR);
     row_sums = scratch, scratch += 2 * s.N * kLanes;
+    pivots = scratch, scratch += rounded_up(s.N, kLanes);
+    tap_sums = scratch, scratch += K * K * kLanes;
     depthwise = scratch, scratch += s.C * group.ld;
     d_depthwise = scratch, scratch += s.C * group.ld;
     dy = scratch;
@@ -116,46 +127,65 @@ struct Block {
   }
   // Whether the unit from image b on, in a group that ends before `end`, has a second image.
   static bool both(int64_t b, int64_t end) { return PAIR && b + 1 < end; }
-  // Row r of a pair.
-  FTSO_ALWAYS_INLINE static Vec row_of(const Planes& p, int64_t b, int64_t c, int64_t r, bool second) {
-    const float* at = p.at + b * p.image + c * p.channel + 8 * r;
-    return second ? load_halves(at, at + p.image) : load_half(at);
+  // Row r of a pair of planes, the second one `image` floats behind the first.
+  FTSO_ALWAYS_INLINE static Vec row_of(const float* plane, int64_t image, int64_t r, bool second) {
+    return second ? load_halves(plane + 8 * r, plane + 8 * r + image) : load_half(plane + 8 * r);
   }
-  FTSO_ALWAYS_INLINE static void put_row(const Planes& p, int64_t b, int64_t c, int64_t r, bool second, Vec v) {
-    float* at = p.at + b * p.image + c * p.channel + 8 * r;
-    second ? store_halves(at, at + p.image, v) : store_half(at, v);
+  FTSO_ALWAYS_INLINE static void put_row(float* plane, int64_t image, int64_t r, bool second, Vec v) {
+    second ? store_halves(plane + 8 * r, plane + 8 * r + image, v) : store_half(plane + 8 * r, v);
   }
   FTSO_ALWAYS_INLINE static Vec there(bool second, Vec v) { return second ? v : keep(tail(8), v); }
   int64_t columns_of(int64_t n) const { return (n + kUnit - 1) / kUnit * kUnit * group.plane; }
   const float* x(int64_t b, int64_t c) const { return s.x.at + b * s.x.image + c * s.x.channel; }
 
-  FTSO_ALWAYS_INLINE Vec normalised(int64_t c, Vec v) const {
-    return s.scale ? fma(v, set1(s.scale[c]), set1(s.shift[c])) : v;
+  // A store may change whatever a pointer leads to, as far as the compiler knows: what loops need stands in locals.
+  struct Normalise {
+    Vec scale, shift;
+    FTSO_ALWAYS_INLINE Vec operator()(Vec v) const { return fma(v, scale, shift); }
+  };
+  FTSO_ALWAYS_INLINE Normalise normalise(int64_t c) const {
+    return {set1(s.scale ? s.scale[c] : 1), set1(s.scale ? s.shift[c] : 0)};
   }
-  // Activations of channel c of image b after the depthwise convolution.
-  FTSO_ALWAYS_INLINE void put_image(int64_t b, int64_t end, int64_t c) const {
+  // How far from channel c of image b, which is followed by others before `end`, the plane lies that is wanted next:
+  // the same channel of the next image, then the next channel of the group's first.
+  int64_t ahead(const Planes& p, int64_t b, int64_t first, int64_t end) const {
+    return b + kUnit < end ? kUnit * p.image : p.channel - (b - first) * p.image;
+  }
+  // Activations of channel c of image b, in a group of n images from `first` on.
+  FTSO_ALWAYS_INLINE void put_image(int64_t b, int64_t first, int64_t n, int64_t c) const {
+    const Normalise normal = normalise(c);
+    const auto relu = [=](Vec v) { return max(zero(), normal(v)); };
+    const float* from = x(b, c);
+    const int64_t next = ahead(s.x, b, first, first + n);
     if constexpr (PAIR) {
-      const bool second = both(b, end);
-      image.put_rows(
-          8, [&](int64_t r) { return there(second, max(zero(), normalised(c, row_of(s.x, b, c, r, second)))); });
+      const bool second = both(b, first + n);
+      const int64_t other = second ? s.x.image : 0;
+      image.put_rows(8, [=](int64_t r) {
+        prefetch(from + next + 8 * r), prefetch(from + other + next + 8 * r);
+        return there(second, relu(row_of(from, other, r, second)));
+      });
       return;
     }
-    image.put(x(b, c), s.H, s.W, 0, [&](Vec v) { return max(zero(), normalised(c, v)); });
+    image.put(from, s.H, s.W, 0, next, relu);
   }
   FTSO_ALWAYS_INLINE void put_depthwise(int64_t b, int64_t c, float* out) const {
-    const auto relu = [&](Vec v) { return max(zero(), normalised(c, v)); };
+    const Normalise normal = normalise(c);
+    const auto relu = [=](Vec v) { return max(zero(), normal(v)); };
+    const float* from = x(b, c);
+    const int64_t Wo = s.Wo, n = Q;
     if constexpr (PAIR) {
       windows<K, S, D>(image, s.depthwise + c * K * K, 8, 16,
-                       [&](int64_t r, int64_t, Vec v) { store(out + 16 * r, v); });
+                       [=](int64_t r, int64_t, Vec v) { store(out + 16 * r, v); });
     } else if constexpr (K > 1) {
-      windows<K, S, D>(image, s.depthwise + c * K * K, s.Ho, s.Wo,
-                       [&](int64_t r, int64_t col, Vec v) { store_part(out + r * s.Wo + col, v, s.Wo - col); });
+      windows<K, S, D>(image, s.depthwise + c * K * K, s.Ho, Wo,
+                       [=](int64_t r, int64_t col, Vec v) { store_part(out + r * Wo + col, v, Wo - col); });
     } else if constexpr (S == 1) {
-      for (int64_t p = 0; p < Q; p += kLanes) store_part(out + p, relu(load_part(x(b, c) + p, Q - p)), Q - p);
+      for (int64_t p = 0; p < n; p += kLanes) store_part(out + p, relu(load_part(from + p, n - p)), n - p);
     } else {
-      for (int64_t r = 0; r < s.Ho; ++r)
-        split_row(x(b, c) + 2 * r * s.W, 2 * s.Wo - 1,
-                  [&](int64_t col, Vec even, Vec) { store_part(out + r * s.Wo + col, relu(even), s.Wo - col); });
+      const int64_t W = s.W, Ho = s.Ho;
+      for (int64_t r = 0; r < Ho; ++r)
+        split_row(from + 2 * r * W, 2 * Wo - 1,
+                  [=](int64_t col, Vec even, Vec) { store_part(out + r * Wo + col, relu(even), Wo - col); });
     }
   }
 
@@ -169,19 +199,22 @@ struct Block {
   void forward(int64_t chunk) {
     double *sums = s.sums + chunk * 2 * s.ld_sums, *squares = sums + s.ld_sums;
     for (int64_t m = 0; m < s.N; ++m) sums[m] = squares[m] = 0;
+    no_pivots = true;
     every_group(chunk, [&](int64_t b, int64_t n) {
       for (int64_t i = 0; i < 2 * s.N * kLanes; i += kLanes) store(row_sums + i, zero());
       forward_group(b, n);
       for (int64_t m = 0; m < s.N; ++m) {
-        sums[m] += sum(load(row_sums + m * kLanes));
-        squares[m] += sum(load(row_sums + (s.N + m) * kLanes));
+        const double pivot = pivots[m], pixels = n * Q, d = sum(load(row_sums + m * kLanes));
+        sums[m] += d + pixels * pivot;
+        squares[m] += sum(load(row_sums + (s.N + m) * kLanes)) + pivot * (2 * d + pixels * pivot);
       }
+      no_pivots = false;
     });
   }
   void forward_group(int64_t b, int64_t n) {
     for (int64_t c = 0; c < s.C; ++c)
       for (int64_t i = 0; i < n; i += kUnit) {
-        if constexpr (K > 1) put_image(b + i, b + n, c);
+        if constexpr (K > 1) put_image(b + i, b, n, c);
         put_depthwise(b + i, c, depthwise + c * group.ld + i * group.plane);
       }
     product_of_planes(s.pointwise, s.N, s.C, depthwise, group.ld, columns_of(n),
@@ -189,26 +222,49 @@ struct Block {
   }
   template <int MR, int NV>
   FTSO_ALWAYS_INLINE void put_y(int64_t b, int64_t n, int64_t row, int64_t col, Vec (&acc)[MR][NV]) {
-    float* base = s.y.at + b * s.y.image + row * s.y.channel;
-    const int64_t first = col / kLanes;
+    const int64_t channel = s.y.channel, image_floats = s.y.image, first = col / kLanes;
+    float* base = s.y.at + b * image_floats + row * channel;
+    int64_t offset[NV], left[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) offset[v] = columns.offset[first + v], left[v] = columns.left[first + v];
+    const float* biases = s.bias;
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      Vec total = zero(), squares = zero();
-      const Vec bias = s.bias ? set1(s.bias[row + i]) : zero();
+      const Vec bias = biases ? set1(biases[row + i]) : zero();
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        if (s.bias) acc[i][v] = add(acc[i][v], bias);
-        float* to = base + i * s.y.channel + columns.offset[first + v];
-        const int64_t left = columns.left[first + v];
-        if constexpr (PAIR) {
-          const bool second = left + 1 < n;
-          second ? store_halves(to, to + s.y.image, acc[i][v]) : store_half(to, acc[i][v]);
-        } else {
-          store_part(to, acc[i][v], left);
-        }
-        total = add(total, acc[i][v]), squares = fma(acc[i][v], acc[i][v], squares);
+        if (biases) acc[i][v] = add(acc[i][v], bias);
+        float* to = base + i * channel + offset[v];
+        if constexpr (PAIR)
+          left[v] + 1 < n ? store_halves(to, to + image_floats, acc[i][v]) : store_half(to, acc[i][v]);
+        else
+          store_part(to, acc[i][v], left[v]);
       }
-      if (s.sums) add_to(row_sums + (row + i) * kLanes, total), add_to(row_sums + (s.N + row + i) * kLanes, squares);
+    }
+    if (!s.sums) return;
+    constexpr int64_t kStored = NV * kLanes / kUnit;
+    for (int i = 0; i < MR && first == 0 && no_pivots; ++i)
+      pivots[row + i] = mean_of(base + i * channel, Q < kStored ? Q : kStored);
+    add_up<MR, NV>(n, row, left, acc);
+  }
+  template <int MR, int NV>
+  FTSO_ALWAYS_INLINE void add_up(int64_t n, int64_t row, const int64_t (&left)[NV], const Vec (&y)[MR][NV]) {
+    float *totals = row_sums + row * kLanes, *square_totals = totals + s.N * kLanes;
+    const float* subtract = pivots + row;
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const Vec pivot = set1(-subtract[i]);
+      Vec total = zero(), squares = zero();
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        Vec d = add(y[i][v], pivot);
+        if constexpr (PAIR)
+          d = there(left[v] + 1 < n, d);
+        else if (left[v] < kLanes)
+          d = keep(tail(left[v]), d);
+        total = add(total, d), squares = fma(d, d, squares);
+      }
+      add_to(totals + i * kLanes, total), add_to(square_totals + i * kLanes, squares);
     }
   }
 
@@ -222,67 +278,78 @@ struct Block {
     for (int64_t i = 0; sums && i < 2 * s.C; ++i) sums[i] = 0;
     every_group(chunk, [&](int64_t b, int64_t n) {
       for (int64_t c = 0; c < s.N; ++c)
-        for (int64_t i = 0; i < n; i += kUnit) put_dy(b + i, b + n, c, dy + c * group.ld + i * group.plane);
+        for (int64_t i = 0; i < n; i += kUnit) put_dy(b + i, b, n, c, dy + c * group.ld + i * group.plane);
       product_of_planes(s.pointwise_t, s.C, s.N, dy, group.ld, columns_of(n),
                         [&](int64_t row, int64_t col, auto& acc) { put_d_depthwise(row, col, acc); });
       for (int64_t c = 0; c < s.C; ++c) backward_channel(b, n, c, d_windows ? d_windows + c * K * K : nullptr, sums);
       if (weights) dots_of_planes(dy, s.N, depthwise, s.C, group.ld, columns_of(n), d_weights);
     });
   }
-  FTSO_ALWAYS_INLINE void put_dy(int64_t b, int64_t end, int64_t c, float* out) const {
+  FTSO_ALWAYS_INLINE void put_dy(int64_t b, int64_t first, int64_t images, int64_t c, float* out) const {
     const float *g = s.g.at + b * s.g.image + c * s.g.channel, *y = s.y.at + b * s.y.image + c * s.y.channel;
     const Vec al = set1(s.al[c]), be = set1(s.be[c]), ga = set1(s.ga[c]), center = set1(-s.center[c]);
+    const int64_t next_g = ahead(s.g, b, first, first + images), next_y = ahead(s.y, b, first, first + images);
     if constexpr (PAIR) {
-      const bool second = both(b, end);
+      const bool second = both(b, first + images);
+      const int64_t other_g = second ? s.g.image : 0, other_y = second ? s.y.image : 0;
       for (int64_t r = 0; r < 8; ++r) {
-        const Vec hat = add(row_of(s.y, b, c, r, second), center);
-        store(out + 16 * r, there(second, fma(row_of(s.g, b, c, r, second), al, fma(hat, be, ga))));
+        prefetch(g + 8 * r + next_g), prefetch(y + 8 * r + next_y);
+        prefetch(g + other_g + 8 * r + next_g), prefetch(y + other_y + 8 * r + next_y);
+        const Vec hat = add(row_of(y, other_y, r, second), center);
+        store(out + 16 * r, there(second, fma(row_of(g, other_g, r, second), al, fma(hat, be, ga))));
       }
       return;
     }
+    const int64_t n = Q;
     int64_t p = 0;
-    for (; p + kLanes <= Q; p += kLanes) store(out + p, fma(load(g + p), al, fma(add(load(y + p), center), be, ga)));
-    if (p < Q) {
-      const Tail t = tail(Q - p);
+    for (; p + kLanes <= n; p += kLanes) {
+      prefetch(g + p + next_g), prefetch(y + p + next_y);
+      store(out + p, fma(load(g + p), al, fma(add(load(y + p), center), be, ga)));
+    }
+    if (p < n) {
+      const Tail t = tail(n - p);
       store(out + p, keep(t, fma(load(g + p, t), al, fma(add(load(y + p, t), center), be, ga))));
     }
   }
   template <int MR, int NV>
   FTSO_ALWAYS_INLINE void put_d_depthwise(int64_t row, int64_t col, Vec (&acc)[MR][NV]) {
+    const int64_t ld = group.ld;
+    float* to = d_depthwise + row * ld + col;
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) store(d_depthwise + (row + i) * group.ld + col + v * kLanes, acc[i][v]);
+      for (int v = 0; v < NV; ++v) store(to + i * ld + v * kLanes, acc[i][v]);
   }
   void backward_channel(int64_t b, int64_t n, int64_t c, float* d_windows, double* sums) {
-    Vec acc[K * K];
-    for (int t = 0; t < K * K; ++t) acc[t] = zero();
+    for (int t = 0; t < K * K; ++t) store(tap_sums + t * kLanes, zero());
     for (int64_t i = 0; i < n; i += kUnit) {
       const float* d = d_depthwise + c * group.ld + i * group.plane;
       if (s.d_pointwise) {
-        if constexpr (K > 1) put_image(b + i, b + n, c);
+        if constexpr (K > 1) put_image(b + i, b, n, c);
         put_depthwise(b + i, c, depthwise + c * group.ld + i * group.plane);
-        if constexpr (K > 1) windows_gradient<K, S, D>(image, d, s.Ho, PAIR ? 16 : s.Wo, acc);
+        if constexpr (K > 1) windows_gradient<K, S, D>(image, d, s.Ho, PAIR ? 16 : s.Wo, tap_sums);
       }
       if (s.gx.at) input_gradient(b + i, b + n, c, d, sums);
     }
-    if (d_windows)
-      for (int t = 0; t < K * K; ++t) d_windows[t] += sum(acc[t]);
+    for (int t = 0; t < K * K && d_windows; ++t) d_windows[t] += sum(load(tap_sums + t * kLanes));
   }
   void input_gradient(int64_t b, int64_t end, int64_t c, const float* d, double* sums) {
     const float* from = x(b, c);
     float* to = s.gx.at + b * s.gx.image + c * s.gx.channel;
+    const int64_t W = s.W, other = s.x.image, other_to = s.gx.image;
+    const bool second = both(b, end), adds = s.add;
+    const Normalise normal = normalise(c);
+    const Vec center = set1(sums ? -s.center_x[c] : 0);
     Vec total = zero(), dots = zero();
     int64_t run = 0;
     const auto flush = [&] {
       sums[c] += sum(total), sums[s.C + c] += sum(dots);
       total = dots = zero(), run = 0;
     };
-    const bool second = both(b, end);
     const auto put = [&](int64_t r, int64_t col, Vec v) {
-      const int64_t at = r * s.W + col, left = s.W - col;
-      const Vec pixel = PAIR ? row_of(s.x, b, c, r, second) : load_part(from + at, left);
-      v = where_positive(normalised(c, pixel), v);
+      const int64_t at = r * W + col, left = W - col;
+      const Vec pixel = PAIR ? row_of(from, other, r, second) : load_part(from + at, left);
+      v = where_positive(normal(pixel), v);
       if (PAIR)
         v = there(second, v);
       else if (left < kLanes)
@@ -290,18 +357,18 @@ struct Block {
       if (sums) {
         if (++run > kRun) flush();
         total = add(total, v);
-        dots = fma(v, add(pixel, set1(-s.center_x[c])), dots);
+        dots = fma(v, add(pixel, center), dots);
       }
       if (PAIR)
-        put_row(s.gx, b, c, r, second, s.add ? add(v, row_of(s.gx, b, c, r, second)) : v);
+        put_row(to, other_to, r, second, adds ? add(v, row_of(to, other_to, r, second)) : v);
       else
-        store_part(to + at, s.add ? add(v, load_part(to + at, left)) : v, left);
+        store_part(to + at, adds ? add(v, load_part(to + at, left)) : v, left);
     };
     if constexpr (K > 1) {
       if constexpr (PAIR)
         d_image.put_rows(8, [&](int64_t r) { return load(d + 16 * r); });
       else
-        d_image.put(d, s.Ho, s.Wo, 0, [](Vec v) { return v; });
+        d_image.put(d, s.Ho, s.Wo, 0, 0, [](Vec v) { return v; });
       const float* w = s.depthwise + c * K * K;
       if constexpr (S == 2) {
         spread<K, D>(d_image, w, s.H, s.W, put);
@@ -311,27 +378,25 @@ struct Block {
         windows<K, 1, D>(d_image, turned, s.H, PAIR ? 16 : s.W, put);
       }
     } else if constexpr (S == 1) {
-      for (int64_t p = 0; p < Q; p += kLanes) put_flat(from, to, d, p, c);
+      for (int64_t p = 0, n = Q; p < n; p += kLanes) {
+        const Vec v = where_positive(normal(load_part(from + p, n - p)), load_part(d + p, n - p));
+        store_part(to + p, adds ? add(v, load_part(to + p, n - p)) : v, n - p);
+      }
     } else {
       const LanePairs low = lane_pairs(kLow[0], kLow[1]), high = lane_pairs(kHigh[0], kHigh[1]);
-      for (int64_t r = 0; r < s.Ho; ++r)
-        for (int64_t col = 0; col < s.Wo; col += kLanes) {
-          const Vec v = load_part(d + r * s.Wo + col, s.Wo - col);
-          put_picked(from, to, 2 * r * s.W + 2 * col, 2 * (s.Wo - col) - 1, c, pick(low, v, zero()));
-          if (s.Wo - col > kLanes / 2)
-            put_picked(from, to, 2 * r * s.W + 2 * col + kLanes, 2 * (s.Wo - col) - 1 - kLanes, c,
-                       pick(high, v, zero()));
+      const auto add_picked = [=](int64_t at, int64_t left, Vec v) {
+        v = where_positive(normal(load_part(from + at, left)), v);
+        store_part(to + at, add(v, load_part(to + at, left)), left);
+      };
+      for (int64_t r = 0, Ho = s.Ho, Wo = s.Wo; r < Ho; ++r)
+        for (int64_t col = 0; col < Wo; col += kLanes) {
+          const Vec v = load_part(d + r * Wo + col, Wo - col);
+          const int64_t at = 2 * r * W + 2 * col, left = 2 * (Wo - col) - 1;
+          add_picked(at, left, pick(low, v, zero()));
+          if (left > kLanes) add_picked(at + kLanes, left - kLanes, pick(high, v, zero()));
         }
     }
     if (sums) flush();
-  }
-  FTSO_ALWAYS_INLINE void put_flat(const float* from, float* to, const float* d, int64_t p, int64_t c) const {
-    const Vec v = where_positive(normalised(c, load_part(from + p, Q - p)), load_part(d + p, Q - p));
-    store_part(to + p, s.add ? add(v, load_part(to + p, Q - p)) : v, Q - p);
-  }
-  FTSO_ALWAYS_INLINE void put_picked(const float* from, float* to, int64_t at, int64_t left, int64_t c, Vec v) const {
-    v = where_positive(normalised(c, load_part(from + at, left)), v);
-    store_part(to + at, add(v, load_part(to + at, left)), left);
   }
 };
 

@@ -36,6 +36,7 @@ class Node {
     float *edge_weights, *operator_weights;  // never null
     std::vector<float*> weights, affine;
     std::vector<bool> add;  // whether an input's gradient is added to what is there; empty: to none
+    bool adds(int edge) const { return !add.empty() && add[edge]; }
   };
 
   explicit Node(const Spec& spec);
@@ -79,6 +80,8 @@ class Node {
   bool behind_inner(std::size_t norm) const;
   Planes inner_gradient(const Call& call, int norm) const;
   Planes processed_gradient(const Call& call) const;
+  // The block that is the first to reach the gradient of an edge's processed channels, and all of it; -1: none.
+  int first_to_write(int edge) const;
   void finish_mixed(const Call& call, const Mixed& mixed, Coefficients& found, const Gradients& gradients) const;
 
   Spec spec_;

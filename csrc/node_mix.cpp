@@ -158,7 +158,7 @@ const char* mix_bwd(const MixStep& s, int64_t chunk, float*) {
   for (int i = 0; i < s.n_edges; ++i) s.edges[i].dots[chunk] = 0;
   every_image(s.B, chunk, [&](int64_t b) {
     for (int i = 0; i < s.n_edges; ++i)
-      if (const MixEdge& e = s.edges[i]; e.gx.at && !e.add && e.skip == 0)
+      if (const MixEdge& e = s.edges[i]; e.clear)
         for (int64_t c = 0; c < e.C; ++c) clear_plane(plane(e.gx, b, c), e.H * e.W);
     for (int64_t c = 0; c < s.C; ++c) {
       const float* g = plane(s.node, b, c * s.k);

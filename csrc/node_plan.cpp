@@ -108,6 +108,17 @@ bool Node::behind_inner(std::size_t norm) const {
   return false;
 }
 
+int Node::first_to_write(int edge) const {
+  for (const Pools& p : pools_)
+    if (p.edge == edge) return -1;  // they add
+  for (const bool second_launch : {false, true})
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const Block& b = blocks_[i];
+      if (b.edge == edge && b.from < 0 && inner(b.to) == second_launch) return b.K > 1 || b.S == 1 ? i : -1;
+    }
+  return -1;
+}
+
 Planes Node::inner_gradient(const Call& call, int norm) const {
   const Norm& n = norms_[norm];
   return {call.work + n.gradient, n.channels * pixels(), pixels()};

@@ -175,9 +175,10 @@ struct Node::Mixed {
       Planes bypass = call.inputs[e];
       bypass.at += spec.C / spec.k * bypass.channel;
       edge_dots.emplace_back(kChunks);
-      edges.push_back({bypass, spec.C / spec.k, in.H, in.W, in.stride, call.edge_weights[e],
-                       gradients ? gradients->inputs[e] : Planes{},
-                       gradients && !gradients->add.empty() && gradients->add[e], skip, edge_dots.back().data()});
+      const Planes gx = gradients ? gradients->inputs[e] : Planes{};
+      const bool there = gx.at && gradients->adds(e);
+      edges.push_back({bypass, spec.C / spec.k, in.H, in.W, in.stride, call.edge_weights[e], gx, there,
+                       gx.at && !there && skip == 0 && node.first_to_write(e) < 0, skip, edge_dots.back().data()});
     }
     step = {spec.B,
             spec.N,
@@ -248,7 +249,8 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
     put(s.max, pools_[i].max), put(s.mean, pools_[i].mean);
     first.pools.push_back(s);
   }
-  for (const Block& b : blocks_) {
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const Block& b = blocks_[i];
     const bool wanted = gradients.inputs[b.edge].at;
     if (!wanted && !weights) continue;
     BlockStep s = step(call, b);
@@ -265,7 +267,8 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
       s.center_x = before.center.data();
       s.gx = inner_gradient(call, b.from), s.gx_sums = before.sums.data();
     } else if (wanted) {
-      s.gx = gradients.inputs[b.edge], s.add = true;
+      s.gx = gradients.inputs[b.edge];
+      s.add = gradients.adds(b.edge) || mixed.edges[b.edge].skip != 0 || first_to_write(b.edge) != static_cast<int>(i);
       s.gx.at += b.shift;
     }
     if (weights) s.d_pointwise = call.work + b.d_pointwise;

@@ -66,6 +66,7 @@ struct MixEdge {
   float weight;
   Planes gx;     // backward: first processed channel; null: not wanted
   bool add;      // else written
+  bool clear;    // the gradient's processed channels are set to zero
   float skip;    // of the identity among its operators, 0 where there is none
   double* dots;  // one a chunk
 };
@@ -117,7 +118,8 @@ FTSO_SHARED int64_t block_scratch(const BlockStep& s) {
   const int64_t frames =
       s.S * Frame(s.H, s.S == 1 ? s.W : (s.W + 1) / 2, border).floats() + Frame(s.Ho, s.Wo, border).floats();
   const int64_t vectors = g.images * g.plane / kLanes;
-  return frames + (2 * s.C + s.N) * g.ld + 2 * s.N * kLanes + 4 * rounded_up(vectors, kLanes) + 64;
+  return frames + (2 * s.C + s.N) * g.ld + (2 * kLanes + 1) * rounded_up(s.N, kLanes) +
+         4 * rounded_up(vectors, kLanes) + s.K * s.K * kLanes + 64;
 }
 
 // Two blocks of inference one after the other, what lies between them in scratch.

@@ -13,14 +13,13 @@ template <int S, typename Put>
 FTSO_INLINE void maxima(const Image<S>& image, int64_t Ho, int64_t Wo, Put put) {
   for (int64_t r = 0; r < Ho; ++r)
     for (int64_t c = 0; c < Wo; c += kLanes) {
-      Vec best = image.template tap<3, 1>(0, S * r * image.ld + c), tap = zero();
-#pragma GCC unroll 9
-      for (int t = 1; t < 9; ++t) {
-        const Vec v = image.template tap<3, 1>(t % 3, (S * r + t / 3) * image.ld + c);
-        const Vec higher = max(best, v);
+      Vec best = image.template tap<3, 1, 0>(S * r * image.ld + c), tap = zero();
+      each<8>([&](auto i) FTSO_LAMBDA {
+        constexpr int t = i.value + 1;
+        const Vec v = image.template tap<3, 1, t % 3>((S * r + t / 3) * image.ld + c), higher = max(best, v);
         tap = where_equal(higher, best, tap, set1(static_cast<float>(t)));
         best = higher;
-      }
+      });
       put(r, c, best, tap);
     }
 }
@@ -73,7 +72,7 @@ struct Pools {
     clear(s.max, s.C, chunk), clear(s.mean, s.C, chunk);
     every_plane(chunk, [&](int64_t b, int64_t c, const float* x) {
       if (s.max.y.at) {
-        low.put(x, s.H, s.W, kLowest, [](Vec v) { return v; });
+        low.put(x, s.H, s.W, kLowest, 0, [](Vec v) { return v; });
         Sums sums;
         float* y = at(s.max.y, b, c);
         maxima<S>(low, s.Ho, s.Wo,
@@ -81,7 +80,7 @@ struct Pools {
         sums.flush(s.max.sums + chunk * 2 * s.C, s.C, c, Q);
       }
       if (s.mean.y.at) {
-        zeros.put(x, s.H, s.W, 0, [](Vec v) { return v; });
+        zeros.put(x, s.H, s.W, 0, 0, [](Vec v) { return v; });
         Sums sums;
         float* y = at(s.mean.y, b, c);
         windows<3, S, 1>(zeros, kOnes, s.Ho, s.Wo, [&](int64_t r, int64_t col, Vec v) {
@@ -127,7 +126,7 @@ struct Pools {
       spread<3, 1>(d_mean, kOnes, s.H, s.W, to);
   }
   void max_gradient(int64_t b, int64_t c, const float* x, float* gx) const {
-    low.put(x, s.H, s.W, kLowest, [](Vec v) { return v; });
+    low.put(x, s.H, s.W, kLowest, 0, [](Vec v) { return v; });
     maxima<S>(low, s.Ho, s.Wo, [&](int64_t r, int64_t col, Vec, Vec tap) {
       const int64_t left = s.Wo - col;
       put(d_max, r, col, gradient(s.max, b, c, r * s.Wo + col, left));
@@ -137,12 +136,12 @@ struct Pools {
       for (int64_t r = 0; r < s.H; ++r)
         for (int64_t col = 0; col < s.W; col += kLanes) {
           Vec total = zero();
-#pragma GCC unroll 9
-          for (int t = 0; t < 9; ++t) {  // the window that has this pixel at tap t
-            const int64_t there = (r + 2 - t / 3) * taps.ld + kMargin + col + 1 - t % 3;
-            total = add(total, where_equal(load(taps.at[0] + there), set1(static_cast<float>(t)),
-                                           load(d_max.at[0] + there), zero()));
-          }
+          each<9>([&](auto i) FTSO_LAMBDA {  // the window that has this pixel at tap t
+            constexpr int t = i.value, dx = 1 - t % 3;
+            const int64_t there = (r + 2 - t / 3) * taps.ld + kMargin + col;
+            total = add(total, where_equal(load_shifted<dx>(taps.at[0] + there), set1(static_cast<float>(t)),
+                                           load_shifted<dx>(d_max.at[0] + there), zero()));
+          });
           add_row(gx, r, col, total);
         }
     } else {

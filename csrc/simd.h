@@ -69,6 +69,20 @@ FTSO_INLINE Vec pick(LanePairs l, Vec first, Vec second) {  // 0 where neither
 FTSO_INLINE Vec pick(Vec kept, LanePairs l, Vec first, Vec second) {
   return {_mm512_mask_mov_ps(kept.v, l.here, _mm512_permutex2var_ps(first.v, l.at, second.v))};
 }
+// The vector SHIFT floats, fewer than a vector, from p on, where p is a whole number of cache lines from the last: a
+// load across two lines costs as much as three. Reads a vector on either side of p.
+template <int SHIFT>
+FTSO_INLINE Vec load_shifted(const float* p) {
+  const __m512i here = _mm512_loadu_si512(p), beside = _mm512_loadu_si512(SHIFT < 0 ? p - kLanes : p + kLanes);
+  return {_mm512_castsi512_ps(SHIFT < 0 ? _mm512_alignr_epi32(here, beside, (kLanes + SHIFT) % kLanes)
+                                        : _mm512_alignr_epi32(beside, here, (kLanes + SHIFT) % kLanes))};
+}
+// The same where m, which excludes the lanes that would be beside the vector at p.
+template <int SHIFT>
+FTSO_INLINE Vec load_turned(const float* p, Mask m) {
+  const __m512i here = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(_mm512_maskz_alignr_epi32(m.m, here, here, (kLanes + SHIFT) % kLanes))};
+}
 FTSO_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 // The first n lanes: what lies behind them is neither read nor written.
 using Tail = Mask;
@@ -302,6 +316,14 @@ FTSO_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) {
 }
 #endif
 #if !defined(__AVX512F__)
+template <int SHIFT>
+FTSO_INLINE Vec load_shifted(const float* p) {
+  return load(p + SHIFT);
+}
+template <int SHIFT>
+FTSO_INLINE Vec load_turned(const float* p, Mask m) {
+  return load(p + SHIFT, m);
+}
 struct LanePairs {
   Lanes first, second;
 };

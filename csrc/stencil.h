@@ -61,19 +61,23 @@ struct Image {
   // Rows of whole vectors from row(r).
   template <typename Row>
   FTSO_ALWAYS_INLINE void put_rows(int64_t H, Row row) const {
-    for (int64_t r = 0; r < H; ++r) store(at[0] + (r + border) * ld + kMargin, row(r));
+    float* to = at[0] + border * ld + kMargin;
+    const int64_t step = ld;
+    for (int64_t r = 0; r < H; ++r) store(to + r * step, row(r));
   }
-  // `change` maps a vector of pixels; `fill` stays around them.
+  // `change` maps a vector of pixels; `fill` stays around them. The plane `ahead` of x is asked for.
   template <typename Change>
-  FTSO_ALWAYS_INLINE void put(const float* x, int64_t H, int64_t W, float fill, Change change) const {
-    for (int64_t r = 0; r < H; ++r, x += W) {
-      float* row[2] = {at[0] + (r + border) * ld + kMargin, at[1] + (r + border) * ld + kMargin};
+  FTSO_ALWAYS_INLINE void put(const float* x, int64_t H, int64_t W, float fill, int64_t ahead, Change change) const {
+    const int64_t step = ld;
+    float* row[2] = {at[0] + border * ld + kMargin, at[1] + border * ld + kMargin};
+    for (int64_t r = 0; r < H; ++r, x += W, row[0] += step, row[1] += step) {
       if constexpr (S == 1) {
-        for (int64_t c = 0; c < W; c += kLanes) {
-          const Vec v = change(load_part(x + c, W - c));
-          store(row[0] + c, W - c >= kLanes ? v : select(tail(W - c), v, set1(fill)));
-        }
+        int64_t c = 0;
+        for (; c + kLanes <= W; c += kLanes) prefetch(x + c + ahead), store(row[0] + c, change(load(x + c)));
+        if (c < W)
+          prefetch(x + c + ahead), store(row[0] + c, select(tail(W - c), change(load_part(x + c, W - c)), set1(fill)));
       } else {
+        for (int64_t c = 0; c < W; c += kLanes) prefetch(x + c + ahead);
         split_row(x, W, [&](int64_t c, Vec even, Vec odd) {
           const int64_t left[2] = {(W + 1) / 2 - c, W / 2 - c};
           const Vec v[2] = {change(even), change(odd)};
@@ -85,37 +89,50 @@ struct Image {
       }
     }
   }
-  // The pixels under tap column dx, `offset` behind output column 0 in the row of plane row 0.
-  template <int K, int D>
-  FTSO_ALWAYS_INLINE Vec tap(int dx, int64_t offset) const {
-    const int shift = dx * D - D * (K / 2);
-    if (S == 1) {
-      const float* p = at[0] + kMargin + shift + offset;
-      return PAIR && shift ? load(p, mask_of(neighbours_of_pair(shift))) : load(p);
+  // The pixels under tap column DX, `offset` behind output column 0 in the row of plane row 0.
+  template <int K, int D, int DX>
+  FTSO_ALWAYS_INLINE Vec tap(int64_t offset) const {
+    constexpr int shift = DX * D - D * (K / 2);
+    if constexpr (S == 1 && PAIR && shift != 0) {
+      return load_turned<shift>(at[0] + kMargin + offset, mask_of(neighbours_of_pair(shift)));
+    } else if constexpr (S == 1) {
+      return load_shifted<shift>(at[0] + kMargin + offset);
+    } else {
+      constexpr int odd = shift & 1;
+      return load_shifted<(shift - odd) / 2>(at[odd] + kMargin + offset);
     }
-    const bool odd = shift & 1;
-    return load(at[odd] + kMargin + (shift - odd) / 2 + offset);
   }
 };
 
+#define FTSO_LAMBDA __attribute__((always_inline))
+
+// Calls body(Index<0>{}) to body(Index<N - 1>{}): loops whose counter must be a constant, or arrays of vectors that it
+// counts stay in memory.
+template <int I>
+struct Index {
+  static constexpr int value = I;
+};
+template <int N, int I = 0, typename Body>
+FTSO_INLINE void each(Body body) {
+  if constexpr (I < N) body(Index<I>{}), each<N, I + 1>(body);
+}
 // Output rows r0..r0+R-1 of the window sums, all columns: put(row, column, vector).
 template <int K, int S, int D, int R, bool PAIR, typename Put>
 FTSO_INLINE void window_rows(const Image<S, PAIR>& image, const Vec (&w)[K * K], int64_t r0, int64_t Wo, Put put) {
   const int64_t first = S * r0 * image.ld;
   for (int64_t c = 0; c < Wo; c += kLanes) {
     Vec acc[R];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) acc[r] = zero();
-#pragma GCC unroll 16
-    for (int i = 0; i <= S * (R - 1) + D * (K - 1); ++i)
-#pragma GCC unroll 5
-      for (int dx = 0; dx < K; ++dx) {
-        const Vec v = image.template tap<K, D>(dx, first + i * image.ld + c);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r)
-          if (i >= S * r && (i - S * r) % D == 0 && (i - S * r) / D < K)
-            acc[r] = fma(w[(i - S * r) / D * K + dx], v, acc[r]);
-      }
+    each<R>([&](auto r) FTSO_LAMBDA { acc[r.value] = zero(); });
+    each<S*(R - 1) + D*(K - 1) + 1>([&](auto row) FTSO_LAMBDA {
+      each<K>([&](auto dx) FTSO_LAMBDA {
+        const Vec v = image.template tap<K, D, dx.value>(first + row.value * image.ld + c);
+        each<R>([&](auto r) FTSO_LAMBDA {
+          constexpr int dy = row.value - S * r.value;
+          if constexpr (dy >= 0 && dy % D == 0 && dy / D < K)
+            acc[r.value] = fma(w[dy / D * K + dx.value], v, acc[r.value]);
+        });
+      });
+    });
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) put(r0 + r, c, acc[r]);
   }
@@ -123,7 +140,7 @@ FTSO_INLINE void window_rows(const Image<S, PAIR>& image, const Vec (&w)[K * K],
 
 // sum over the window of weight * pixel, for every output pixel: put(row, column, vector).
 template <int K, int S, int D, bool PAIR, typename Put>
-FTSO_INLINE void windows(const Image<S, PAIR>& image, const float* weights, int64_t Ho, int64_t Wo, Put put) {
+FTSO_INLINE void windows(Image<S, PAIR> image, const float* weights, int64_t Ho, int64_t Wo, Put put) {
   Vec w[K * K];
 #pragma GCC unroll 25
   for (int t = 0; t < K * K; ++t) w[t] = set1(weights[t]);
@@ -138,31 +155,32 @@ FTSO_INLINE void window_dots(const Image<S, PAIR>& image, const float* d, int64_
   const int64_t first = S * r0 * image.ld;
   for (int64_t c = 0; c < Wo; c += kLanes) {
     Vec g[R];
-#pragma GCC unroll 2
-    for (int r = 0; r < R; ++r) g[r] = load_part(d + (r0 + r) * Wo + c, Wo - c);
-#pragma GCC unroll 16
-    for (int i = 0; i <= S * (R - 1) + D * (K - 1); ++i)
-#pragma GCC unroll 5
-      for (int dx = 0; dx < K; ++dx) {
-        const Vec v = image.template tap<K, D>(dx, first + i * image.ld + c);
-#pragma GCC unroll 2
-        for (int r = 0; r < R; ++r)
-          if (i >= S * r && (i - S * r) % D == 0 && (i - S * r) / D < K) {
-            Vec& a = acc[(i - S * r) / D * K + dx];
-            a = fma(g[r], v, a);
+    each<R>([&](auto r) FTSO_LAMBDA { g[r.value] = load_part(d + (r0 + r.value) * Wo + c, Wo - c); });
+    each<S*(R - 1) + D*(K - 1) + 1>([&](auto row) FTSO_LAMBDA {
+      each<K>([&](auto dx) FTSO_LAMBDA {
+        const Vec v = image.template tap<K, D, dx.value>(first + row.value * image.ld + c);
+        each<R>([&](auto r) FTSO_LAMBDA {
+          constexpr int dy = row.value - S * r.value;
+          if constexpr (dy >= 0 && dy % D == 0 && dy / D < K) {
+            Vec& a = acc[dy / D * K + dx.value];
+            a = fma(g[r.value], v, a);
           }
-      }
+        });
+      });
+    });
   }
 }
 
-// The weights' gradient of one plane added to acc.
+// The weights' gradient of one plane added to the vectors at `sums`, one a tap.
 template <int K, int S, int D, bool PAIR>
-FTSO_INLINE void windows_gradient(const Image<S, PAIR>& image, const float* d, int64_t Ho, int64_t Wo,
-                                  Vec (&acc)[K * K]) {
+FTSO_INLINE void windows_gradient(Image<S, PAIR> image, const float* d, int64_t Ho, int64_t Wo, float* sums) {
+  Vec acc[K * K];  // unrolled, or the compiler leaves them in memory
+  each<K * K>([&](auto t) FTSO_LAMBDA { acc[t.value] = load(sums + t.value * kLanes); });
   int64_t r = 0;
   constexpr int R = kWindowRows > 1 ? 2 : 1;
   for (; r + R <= Ho; r += R) window_dots<K, S, D, R>(image, d, r, Wo, acc);
   for (; r < Ho; ++r) window_dots<K, S, D, 1>(image, d, r, Wo, acc);
+  each<K * K>([&](auto t) FTSO_LAMBDA { store(sums + t.value * kLanes, acc[t.value]); });
 }
 
 // Stride 2, the pixels' gradient: row i of it, whose parity is PI, from the image of d; put(row, column, vector).
@@ -173,22 +191,21 @@ FTSO_INLINE void spread_row(const Image<1>& d, const Vec (&w)[K * K], int64_t i,
   const float* origin = d.at[0] + (i / 2 + d.border) * d.ld + kMargin;
   for (int64_t c = 0; c < W; c += 2 * kLanes) {
     Vec acc[2] = {zero(), zero()};
-#pragma GCC unroll 5
-    for (int dy = 0; dy < K; ++dy)
-#pragma GCC unroll 5
-      for (int dx = 0; dx < K; ++dx) {
-        const int y = PI + P - dy * D, x = P - dx * D;
-        if (y & 1) continue;
-        const int odd = x & 1;
-        acc[odd] = fma(w[dy * K + dx], load(origin + y / 2 * d.ld + (x + odd) / 2 + c / 2), acc[odd]);
-      }
+    each<K>([&](auto dy) FTSO_LAMBDA {
+      each<K>([&](auto dx) FTSO_LAMBDA {
+        constexpr int y = PI + P - dy.value * D, x = P - dx.value * D, odd = x & 1;
+        if constexpr (y % 2 == 0)
+          acc[odd] =
+              fma(w[dy.value * K + dx.value], load_shifted<(x + odd) / 2>(origin + y / 2 * d.ld + c / 2), acc[odd]);
+      });
+    });
     put(i, c, pick(low, acc[0], acc[1]));
     if (W - c > kLanes) put(i, c + kLanes, pick(high, acc[0], acc[1]));
   }
 }
 
 template <int K, int D, typename Put>
-FTSO_INLINE void spread(const Image<1>& d, const float* weights, int64_t H, int64_t W, Put put) {
+FTSO_INLINE void spread(Image<1> d, const float* weights, int64_t H, int64_t W, Put put) {
   Vec w[K * K];
 #pragma GCC unroll 25
   for (int t = 0; t < K * K; ++t) w[t] = set1(weights[t]);

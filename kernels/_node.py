@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _memory
+from ._autograd import register_autograd
 from ._backend import first_derivatives_only
 from ._checks import check_divisor, check_halves, check_states, check_tensor, check_tensors
 from ._native import NAMES, NodeCall, NodeGradients, planes, run_backward, run_forward
@@ -128,19 +129,19 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...
     n, m = ctx.sizes
     states, weights, affine = rest[:n], rest[n : n + m], rest[n + m :]
     if grad is None:
-        return [None] * n, None, None, [None] * m, [None] * len(affine), None, None, None
+        return [None] * n, None, None, [None] * m, [None] * len(affine)
     d_states, d_edges, d_operators, d_weights, d_affine = torch.ops.ftso_fast.partial_mix_bwd(
         grad, saved, states, edges, operator_weights, weights, affine, ctx.operators, ctx.strides, ctx.k, ctx.needs,
         ctx.needs_weights,
     )  # fmt: skip
     given = [d if need else None for d, need in zip(d_states, ctx.needs, strict=True)]
     d_weights = d_weights if ctx.needs_weights else [None] * m
-    return given, d_edges, d_operators, d_weights, d_affine, None, None, None
+    return given, d_edges, d_operators, d_weights, d_affine
 
 
 _LIB.impl("partial_mix", _fwd_cpu, "CPU")
 _LIB.impl("partial_mix_bwd", _bwd_cpu, "CPU")
 torch.library.register_fake("ftso_fast::partial_mix", _fwd_fake, lib=_LIB)
 torch.library.register_fake("ftso_fast::partial_mix_bwd", _bwd_fake, lib=_LIB)
-torch.library.register_autograd("ftso_fast::partial_mix", _backward, setup_context=_save, lib=_LIB)
+register_autograd(_LIB, "partial_mix", _save, _backward)
 torch.library.register_autograd("ftso_fast::partial_mix_bwd", first_derivatives_only("partial_mix"), lib=_LIB)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import _memory
 from . import partial_mix as node
+from ._autograd import register_autograd
 from ._backend import choose, first_derivatives_only
 from ._checks import check_dense, check_divisor, check_operators, check_states, check_tensor, check_tensors, whole
 from ._native import NAMES, NodeCall, NodeGradients, floats_of, norms_of, planes, run_backward, run_forward
@@ -324,20 +325,19 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     out, saved, x0, x1, edges, operator_weights, *weights = ctx.saved_tensors
-    rest = [None] * len(ctx.rest)
     if grad is None:
-        return None, None, None, None, [None] * len(weights), *rest
+        return None, None, None, None, [None] * len(weights)
     d0, d1, d_edges, d_operators, d_weights = torch.ops.ftso_fast.mixed_cell_bwd(
         grad, out, saved, x0, x1, edges, operator_weights, weights, *ctx.rest, ctx.needs, ctx.needs_weights
     )
     d_weights = d_weights if ctx.needs_weights else [None] * len(weights)
     given = [d if need else None for d, need in zip((d0, d1), ctx.needs, strict=True)]
-    return *given, d_edges, d_operators, d_weights, *rest
+    return *given, d_edges, d_operators, d_weights
 
 
 _LIB.impl("mixed_cell", _fwd_cpu, "CPU")
 _LIB.impl("mixed_cell_bwd", _bwd_cpu, "CPU")
 torch.library.register_fake("ftso_fast::mixed_cell", _fwd_fake, lib=_LIB)
 torch.library.register_fake("ftso_fast::mixed_cell_bwd", _bwd_fake, lib=_LIB)
-torch.library.register_autograd("ftso_fast::mixed_cell", _backward, setup_context=_save, lib=_LIB)
+register_autograd(_LIB, "mixed_cell", _save, _backward)
 torch.library.register_autograd("ftso_fast::mixed_cell_bwd", first_derivatives_only("mixed_cell"), lib=_LIB)
