@@ -333,6 +333,13 @@ FTSO_INLINE Vec pick(Vec kept, LanePairs l, Vec first, Vec second) {
 }
 FTSO_INLINE Vec pick(LanePairs l, Vec first, Vec second) { return pick(zero(), l, first, second); }
 #endif
+// n floats, at most a vector.
+FTSO_INLINE Vec load_part(const float* p, int64_t n) {
+  return n >= kLanes ? load(p) : n == kLanes / 2 ? load_half(p) : load(p, tail(n));
+}
+FTSO_INLINE void store_part(float* p, Vec a, int64_t n) {
+  n >= kLanes ? store(p, a) : n == kLanes / 2 ? store_half(p, a) : store(p, a, tail(n));
+}
 FTSO_INLINE void add_to(float* p, Vec a) { store(p, add(load(p), a)); }
 FTSO_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }  // into the second level
 #if !defined(__AVX512F__)

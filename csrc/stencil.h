@@ -16,14 +16,6 @@ constexpr int32_t kLow[2][16] = {{0, -1, 1, -1, 2, -1, 3, -1, 4, -1, 5, -1, 6, -
 constexpr int32_t kHigh[2][16] = {{8, -1, 9, -1, 10, -1, 11, -1, 12, -1, 13, -1, 14, -1, 15, -1},
                                   {-1, 8, -1, 9, -1, 10, -1, 11, -1, 12, -1, 13, -1, 14, -1, 15}};
 
-// Loads n pixels, at most a vector.
-FTSO_INLINE Vec load_part(const float* p, int64_t n) {
-  return n >= kLanes ? load(p) : n == kLanes / 2 ? load_half(p) : load(p, tail(n));
-}
-FTSO_INLINE void store_part(float* p, Vec a, int64_t n) {
-  n >= kLanes ? store(p, a) : n == kLanes / 2 ? store_half(p, a) : store(p, a, tail(n));
-}
-
 // Visits (first column, columns left, vector) of the even and of the odd columns of a row of W.
 template <typename Visit>
 FTSO_INLINE void split_row(const float* x, int64_t W, Visit visit) {

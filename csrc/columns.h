@@ -1,0 +1,235 @@
+// A block's products: rows are channels, columns are the pixels of a group of images. Nothing here knows the window of
+// the convolution, so all blocks share one compiled copy: one for images side by side in pairs, one for single images.
+#pragma once
+#include "gemm.h"
+#include "planes.h"
+
+namespace ftso::FTSO_ISA {
+namespace {
+
+#define FTSO_APART __attribute__((noinline))
+
+// Images of 8 x 8 two at a time: a vector is row r of both, the second image `image` floats behind the first, and zero
+// where there is no second.
+struct Pair {
+  FTSO_ALWAYS_INLINE static Vec row(const float* plane, int64_t image, int64_t r, bool second) {
+    return second ? load_halves(plane + 8 * r, plane + 8 * r + image) : load_half(plane + 8 * r);
+  }
+  FTSO_ALWAYS_INLINE static void put_row(float* plane, int64_t image, int64_t r, bool second, Vec v) {
+    second ? store_halves(plane + 8 * r, plane + 8 * r + image, v) : store_half(plane + 8 * r, v);
+  }
+  FTSO_ALWAYS_INLINE static Vec there(bool second, Vec v) { return second ? v : keep(tail(8), v); }
+};
+
+// The images that a block treats at a time: n from b on.
+struct Images {
+  int64_t b, n;
+};
+
+// How far from channel c of image b the plane lies that is wanted next: the same channel of the group's next image
+// (`unit` on), then the next channel of its first.
+FTSO_INLINE int64_t ahead_of(const Planes& p, int64_t b, Images group, int64_t unit) {
+  return b + unit < group.b + group.n ? unit * p.image : p.channel - (b - group.b) * p.image;
+}
+
+// Where the vectors of a group's columns lie within the planes of an image: offset from the group's first image, and
+// how many pixels are left there.
+struct Columns {
+  int64_t *offset, *left;
+  static float* carve(Columns& columns, float* memory, const Group& g, int64_t HW, int64_t image, bool pair) {
+    const int64_t n = (g.images + (pair ? g.images % 2 : 0)) * g.plane / kLanes;
+    columns.offset = reinterpret_cast<int64_t*>(memory);
+    columns.left = columns.offset + n;
+    if (pair)  // row v % 8 of the pair v / 8
+      for (int64_t v = 0; v < n; ++v) columns.offset[v] = v / 8 * 2 * image + v % 8 * 8, columns.left[v] = v / 8 * 2;
+    for (int64_t i = 0, v = 0; !pair && i < g.images; ++i)
+      for (int64_t within = 0; within < g.plane; within += kLanes, ++v)
+        columns.offset[v] = i * image + within, columns.left[v] = HW - within;
+    return memory + rounded_up(4 * n, kLanes);
+  }
+};
+
+// put(row, column, acc[MR][NV]) for a[P][K] w[K][N], N whole vectors.
+template <int NV, int MR, typename Put>
+FTSO_INLINE void product_rows(const float* a, int64_t K, const float* w, int64_t ldw, int64_t row, int64_t column,
+                              Put put) {
+  Vec acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[i][v] = zero();
+  multiply<MR, NV, false>(Rows{a + row * K, K}, w + column, ldw, K, acc);
+  put(row, column, acc);
+}
+template <typename Put>
+FTSO_INLINE void product_of_planes(const float* a, int64_t P, int64_t K, const float* w, int64_t ldw, int64_t N,
+                                   Put put) {
+  panels(N, [=](auto width, int64_t c) {
+    constexpr int NV = decltype(width)::value, MR = rows_of(NV);
+    int64_t p = 0;
+    for (; p + MR <= P; p += MR) product_rows<NV, MR>(a, K, w, ldw, p, c, put);
+    if constexpr (MR > 4)
+      for (; p + 4 <= P; p += 4) product_rows<NV, 4>(a, K, w, ldw, p, c, put);
+    for (; p + 2 <= P; p += 2) product_rows<NV, 2>(a, K, w, ldw, p, c, put);
+    for (; p < P; ++p) product_rows<NV, 1>(a, K, w, ldw, p, c, put);
+  });
+}
+
+// out = a[P][K] w[K][N], rows of out and w `ld` apart.
+FTSO_APART void product_to_rows(const float* a, int64_t P, int64_t K, const float* w, int64_t N, float* out,
+                                int64_t ld) {
+  product_of_planes(a, P, K, w, ld, N, [=](int64_t row, int64_t col, auto& acc) {
+    constexpr int MR = sizeof acc / sizeof acc[0], NV = sizeof acc[0] / sizeof(Vec);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) store(out + (row + i) * ld + col + v * kLanes, acc[i][v]);
+  });
+}
+
+// out[m][k] += <a row m, b row k>: the weights' gradient. Blocks at the rim repeat their last row.
+FTSO_APART void dots_of_planes(const float* a, int64_t M, const float* b, int64_t K, int64_t ld, int64_t n,
+                               float* out) {
+  for (int64_t m = 0; m < M; m += 4)
+    for (int64_t k = 0; k < K; k += 4) {
+      const float *left[4], *right[4];
+      for (int64_t i = 0; i < 4; ++i) {
+        left[i] = a + (m + i < M ? m + i : M - 1) * ld;
+        right[i] = b + (k + i < K ? k + i : K - 1) * ld;
+      }
+      Vec acc[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) acc[i] = zero();
+      for (int64_t p = 0; p < n; p += kLanes) {
+        Vec row[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) row[j] = load(right[j] + p);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          const Vec l = load(left[i] + p);
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; ++j) acc[4 * i + j] = fma(l, row[j], acc[4 * i + j]);
+        }
+      }
+      float found[16];
+      store(found, sums_of(acc));
+      for (int64_t i = 0; i < 4 && m + i < M; ++i)
+        for (int64_t j = 0; j < 4 && k + j < K; ++j) out[(m + i) * K + k + j] += found[4 * i + j];
+    }
+}
+
+FTSO_INLINE float mean_of(const float* y, int64_t n) {
+  float total = 0;
+  for (int64_t i = 0; i < n; ++i) total += y[i];
+  return total / static_cast<float>(n);
+}
+
+// Where a group's outputs go: pixels of y, and the vectors of their sums.
+template <bool PAIR>
+struct Outputs {
+  const BlockStep& s;
+  Columns columns;
+  float* row_sums;  // [2][N] vectors
+  float* pivots;    // [N]: the sums are of y - pivot, or a channel that hardly varies loses digits
+  bool no_pivots;
+
+  // y = pointwise times `depthwise`, rows of `ld` of which n_columns hold the group's pixels.
+  FTSO_APART void put(const float* depthwise, int64_t ld, int64_t n_columns, Images group) const {
+    product_of_planes(s.pointwise, s.N, s.C, depthwise, ld, n_columns, [=](int64_t row, int64_t col, auto& acc) {
+      constexpr int MR = sizeof acc / sizeof acc[0], NV = sizeof acc[0] / sizeof(Vec);
+      put_block<MR, NV>(group, row, col, acc);
+    });
+  }
+  template <int MR, int NV>
+  FTSO_ALWAYS_INLINE void put_block(Images group, int64_t row, int64_t col, Vec (&acc)[MR][NV]) const {
+    const int64_t channel = s.y.channel, image_floats = s.y.image, first = col / kLanes;
+    float* base = s.y.at + group.b * image_floats + row * channel;
+    int64_t offset[NV], left[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) offset[v] = columns.offset[first + v], left[v] = columns.left[first + v];
+    const float* biases = s.bias;
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const Vec bias = biases ? set1(biases[row + i]) : zero();
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        if (biases) acc[i][v] = add(acc[i][v], bias);
+        float* to = base + i * channel + offset[v];
+        if constexpr (PAIR)
+          left[v] + 1 < group.n ? store_halves(to, to + image_floats, acc[i][v]) : store_half(to, acc[i][v]);
+        else
+          store_part(to, acc[i][v], left[v]);
+      }
+    }
+    if (!s.sums) return;
+    constexpr int64_t kStored = NV * kLanes / (PAIR ? 2 : 1);
+    const int64_t Q = s.Ho * s.Wo;
+    for (int i = 0; i < MR && first == 0 && no_pivots; ++i)
+      pivots[row + i] = mean_of(base + i * channel, Q < kStored ? Q : kStored);
+    add_up<MR, NV>(group.n, row, left, acc);
+  }
+  template <int MR, int NV>
+  FTSO_ALWAYS_INLINE void add_up(int64_t n, int64_t row, const int64_t (&left)[NV], const Vec (&y)[MR][NV]) const {
+    float *totals = row_sums + row * kLanes, *square_totals = totals + s.N * kLanes;
+    const float* subtract = pivots + row;
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const Vec pivot = set1(-subtract[i]);
+      Vec total = zero(), squares = zero();
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        Vec d = add(y[i][v], pivot);
+        if constexpr (PAIR)
+          d = Pair::there(left[v] + 1 < n, d);
+        else if (left[v] < kLanes)
+          d = keep(tail(left[v]), d);
+        total = add(total, d), squares = fma(d, d, squares);
+      }
+      add_to(totals + i * kLanes, total), add_to(square_totals + i * kLanes, squares);
+    }
+  }
+  void clear() const {
+    for (int64_t i = 0; i < 2 * s.N * kLanes; i += kLanes) store(row_sums + i, zero());
+  }
+  // Adds what a group of n images has summed to the chunk's sums.
+  void flush(int64_t n, double* sums, double* squares) const {
+    for (int64_t m = 0; m < s.N; ++m) {
+      const double pivot = pivots[m], pixels = n * s.Ho * s.Wo, d = sum(load(row_sums + m * kLanes));
+      sums[m] += d + pixels * pivot;
+      squares[m] += sum(load(row_sums + (s.N + m) * kLanes)) + pivot * (2 * d + pixels * pivot);
+    }
+  }
+};
+
+// The gradient behind the batch norm, channel c of image b: one row, or a pair's.
+template <bool PAIR>
+FTSO_APART void put_dy(const BlockStep& s, Images group, int64_t b, int64_t c, float* out) {
+  const float *g = s.g.at + b * s.g.image + c * s.g.channel, *y = s.y.at + b * s.y.image + c * s.y.channel;
+  const Vec al = set1(s.al[c]), be = set1(s.be[c]), ga = set1(s.ga[c]), center = set1(-s.center[c]);
+  constexpr int64_t kUnit = PAIR ? 2 : 1;
+  const int64_t next_g = ahead_of(s.g, b, group, kUnit), next_y = ahead_of(s.y, b, group, kUnit);
+  if constexpr (PAIR) {
+    const bool second = b + 1 < group.b + group.n;
+    const int64_t other_g = second ? s.g.image : 0, other_y = second ? s.y.image : 0;
+    for (int64_t r = 0; r < 8; ++r) {
+      prefetch(g + 8 * r + next_g), prefetch(y + 8 * r + next_y);
+      prefetch(g + other_g + 8 * r + next_g), prefetch(y + other_y + 8 * r + next_y);
+      const Vec hat = add(Pair::row(y, other_y, r, second), center);
+      store(out + 16 * r, Pair::there(second, fma(Pair::row(g, other_g, r, second), al, fma(hat, be, ga))));
+    }
+    return;
+  }
+  const int64_t n = s.Ho * s.Wo;
+  int64_t p = 0;
+  for (; p + kLanes <= n; p += kLanes) {
+    prefetch(g + p + next_g), prefetch(y + p + next_y);
+    store(out + p, fma(load(g + p), al, fma(add(load(y + p), center), be, ga)));
+  }
+  if (p < n) {
+    const Tail t = tail(n - p);
+    store(out + p, keep(t, fma(load(g + p, t), al, fma(add(load(y + p, t), center), be, ga))));
+  }
+}
+
+}  // namespace
+}  // namespace ftso::FTSO_ISA
