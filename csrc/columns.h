@@ -201,11 +201,11 @@ struct Outputs {
   }
 };
 
-// The gradient behind the batch norm, channel c of image b: one row, or a pair's.
+// The gradient for y without its al, channel c of image b: one plane, or a pair's.
 template <bool PAIR>
 FTSO_APART void put_dy(const BlockStep& s, Images group, int64_t b, int64_t c, float* out) {
   const float *g = s.g.at + b * s.g.image + c * s.g.channel, *y = s.y.at + b * s.y.image + c * s.y.channel;
-  const Vec al = set1(s.al[c]), be = set1(s.be[c]), ga = set1(s.ga[c]), center = set1(-s.center[c]);
+  const Vec be = set1(s.be[c]), ga = set1(s.ga[c]), center = set1(-s.center[c]);
   constexpr int64_t kUnit = PAIR ? 2 : 1;
   const int64_t next_g = ahead_of(s.g, b, group, kUnit), next_y = ahead_of(s.y, b, group, kUnit);
   if constexpr (PAIR) {
@@ -215,7 +215,7 @@ FTSO_APART void put_dy(const BlockStep& s, Images group, int64_t b, int64_t c, f
       prefetch(g + 8 * r + next_g), prefetch(y + 8 * r + next_y);
       prefetch(g + other_g + 8 * r + next_g), prefetch(y + other_y + 8 * r + next_y);
       const Vec hat = add(Pair::row(y, other_y, r, second), center);
-      store(out + 16 * r, Pair::there(second, fma(Pair::row(g, other_g, r, second), al, fma(hat, be, ga))));
+      store(out + 16 * r, Pair::there(second, add(Pair::row(g, other_g, r, second), fma(hat, be, ga))));
     }
     return;
   }
@@ -223,11 +223,11 @@ FTSO_APART void put_dy(const BlockStep& s, Images group, int64_t b, int64_t c, f
   int64_t p = 0;
   for (; p + kLanes <= n; p += kLanes) {
     prefetch(g + p + next_g), prefetch(y + p + next_y);
-    store(out + p, fma(load(g + p), al, fma(add(load(y + p), center), be, ga)));
+    store(out + p, add(load(g + p), fma(add(load(y + p), center), be, ga)));
   }
   if (p < n) {
     const Tail t = tail(n - p);
-    store(out + p, keep(t, fma(load(g + p, t), al, fma(add(load(y + p, t), center), be, ga))));
+    store(out + p, keep(t, add(load(g + p, t), fma(add(load(y + p, t), center), be, ga))));
   }
 }
 

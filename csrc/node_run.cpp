@@ -11,11 +11,14 @@
 namespace ftso {
 namespace {
 
-// Partial gradients of n weights: added up chunk after chunk in double, the weights shared out to the threads.
+// Partial gradients of n weights: added up chunk after chunk in double, the weights shared out to the threads. al: of
+// each row of `columns`, what the partial gradients are without; null: 1.
 struct Partial {
   const float* chunks;
   int64_t n;
   float* out;
+  const float* al = nullptr;
+  int64_t columns = 1;
 };
 void add_up(const std::vector<Partial>& partials, int threads) {
   constexpr int64_t kPiece = 1024;
@@ -28,14 +31,15 @@ void add_up(const std::vector<Partial>& partials, int threads) {
     double total[kPiece] = {};
     for (int chunk = 0; chunk < kChunks; ++chunk)
       for (int64_t j = 0; j < n; ++j) total[j] += p->chunks[chunk * p->n + first + j];
-    for (int64_t j = 0; j < n; ++j) p->out[first + j] = static_cast<float>(total[j]);
+    for (int64_t j = 0; j < n; ++j)
+      p->out[first + j] = static_cast<float>(p->al ? p->al[(first + j) / p->columns] * total[j] : total[j]);
   });
 }
 
-Aligned<float> transposed(const float* w, int64_t rows, int64_t columns) {
+Aligned<float> transposed(const float* w, const float* al, int64_t rows, int64_t columns) {
   Aligned<float> found(rows * columns);
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) found[c * rows + r] = w[r * columns + c];
+    for (int64_t c = 0; c < columns; ++c) found[c * rows + r] = al[r] * w[r * columns + c];
   return found;
 }
 
@@ -120,13 +124,13 @@ struct Node::Coefficients {
       of[i].shift[c] = static_cast<float>(bias(i, c) - of[i].scale[c] * mean(i, c));  // of the scale as it is rounded
     }
   }
-  // Backward: dy = al * g + be * (y - center) + ga, where g is the gradient behind `weight` * (affine part), `sum` its
-  // sum and `dot` that of g * (y - center). Returns the sum of g * x_hat.
+  // Backward: dy = al * (g + be * (y - center) + ga), where g is the gradient behind `weight` * (affine part), `sum`
+  // its sum and `dot` that of g * (y - center). Returns the sum of g * x_hat.
   double finish_backward(size_t i, int64_t c, double weight, double sum, double dot, const Gradients& gradients) {
     const double r = scale(i, c), off = of[i].center[c] - mean(i, c), m = node.count();
     const double rw = r * weight * gamma(i, c), q = r * (dot + off * sum);
-    of[i].al[c] = static_cast<float>(rw), of[i].be[c] = static_cast<float>(-r * rw * q / m);
-    of[i].ga[c] = static_cast<float>(-rw * (sum + r * q * off) / m);
+    of[i].al[c] = static_cast<float>(rw), of[i].be[c] = static_cast<float>(-r * q / m);
+    of[i].ga[c] = static_cast<float>(-(sum + r * q * off) / m);
     if (!gradients.affine.empty()) {
       gradients.affine[2 * i][c] = static_cast<float>(weight * q);
       gradients.affine[2 * i + 1][c] = static_cast<float>(weight * sum);
@@ -236,6 +240,14 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
   std::vector<std::vector<float>> inverses;
   std::vector<Aligned<float>> turned;
   Steps first, second;  // in the order of backward: what reads the node's gradient, then what lies before an inner norm
+  std::vector<const Block*> behind_first, behind_second;
+  const auto turn = [&](Steps& steps, const std::vector<const Block*>& blocks) {  // once their norms' al is known
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const Block& b = *blocks[i];
+      turned.push_back(transposed(steps.blocks[i].pointwise, found.of[b.to].al.data() + b.first, b.N, b.C));
+      steps.blocks[i].pointwise_t = turned.back().data();
+    }
+  };
   for (const Pools& p : pools_) inverses.push_back(inverse(p.edge));
   for (size_t i = 0; i < pools_.size(); ++i) {
     PoolStep s = step(call, pools_[i], inverses[i]);
@@ -255,9 +267,7 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
     if (!wanted && !weights) continue;
     BlockStep s = step(call, b);
     Coefficients::Of& behind = found.of[b.to];
-    turned.push_back(transposed(s.pointwise, b.N, b.C));
-    s.pointwise_t = turned.back().data();
-    s.al = behind.al.data() + b.first, s.be = behind.be.data() + b.first, s.ga = behind.ga.data() + b.first;
+    s.be = behind.be.data() + b.first, s.ga = behind.ga.data() + b.first;
     s.center = behind.center.data() + b.first;
     s.g = inner(b.to) ? inner_gradient(call, b.to) : processed_gradient(call);
     s.g.at += b.first * s.g.channel;
@@ -274,16 +284,20 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
     if (weights) s.d_pointwise = call.work + b.d_pointwise;
     if (weights && b.depthwise >= 0) s.d_depthwise = call.work + b.d_depthwise;
     (inner(b.to) ? second : first).blocks.push_back(s);
+    (inner(b.to) ? behind_second : behind_first).push_back(&b);
   }
+  turn(first, behind_first);
   first.launch(true, call.threads);
   for (size_t i = 0; i < norms_.size(); ++i)
     for (int64_t c = 0; inner(i) && c < norms_[i].channels; ++c)
       found.finish_backward(i, c, 1, found.first(i, c), found.second(i, c), gradients);
+  turn(second, behind_second);
   second.launch(true, call.threads);
   std::vector<Partial> partials;
   for (const Block& b : blocks_) {
     if (!weights) break;
-    partials.push_back({call.work + b.d_pointwise, b.C * b.N, gradients.weights[b.pointwise]});
+    const float* al = found.of[b.to].al.data() + b.first;
+    partials.push_back({call.work + b.d_pointwise, b.C * b.N, gradients.weights[b.pointwise], al, b.C});
     if (b.depthwise >= 0)
       partials.push_back({call.work + b.d_depthwise, b.C * b.K * b.K, gradients.weights[b.depthwise]});
   }

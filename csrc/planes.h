@@ -12,7 +12,8 @@ struct Planes {
 
 // x = plane * scale[c] + shift[c], ReLU, depthwise K x K (K = 1: none, stride picks pixels), product with `pointwise`
 // [N][C]: y, raw. Forward sums y and its squares: a chunk's row is 2*ld_sums doubles, the squares in its second half.
-// Backward, dy = al * g + be * (y - center) + ga: centers are means rounded to float, so that little cancels.
+// Backward, dy = al * (g + be * (y - center) + ga): centers are means rounded to float, so that little cancels, and
+// what rounding does to al stays outside, as sums of dy do cancel. `pointwise_t` has al in it, d_pointwise is without.
 struct BlockStep {
   int64_t B, C, N, H, W, Ho, Wo;
   int K, S, D;  // depthwise size, stride, dilation
@@ -25,7 +26,7 @@ struct BlockStep {
   double* sums;       // null: not wanted
   int64_t ld_sums;
   Planes g;
-  const float *al, *be, *ga, *center;
+  const float *be, *ga, *center;
   // the gradient for x, before `scale`: added to gx or written; null: not wanted. gx_sums: of it, and of it times
   // x - center_x, 2*C doubles a chunk; null: not wanted.
   Planes gx;
@@ -44,7 +45,7 @@ struct PoolStep {
   struct Kind {
     Planes y;  // null: not wanted
     double* sums;
-    const float *al, *be, *ga, *center;  // as a block's
+    const float *al, *be, *ga, *center;  // dy as a block's
   } max, mean;
   Planes g, gx;  // the gradient is added to gx
 };

@@ -102,7 +102,8 @@ struct Pools {
   // The gradient for the raw result at a vector of pixels.
   FTSO_ALWAYS_INLINE Vec gradient(const PoolStep::Kind& kind, int64_t b, int64_t c, int64_t p, int64_t left) const {
     const Vec g = load_part(at(s.g, b, c) + p, left), y = load_part(at(kind.y, b, c) + p, left);
-    return fma(g, set1(kind.al[c]), fma(add(y, set1(-kind.center[c])), set1(kind.be[c]), set1(kind.ga[c])));
+    const Vec hat = add(y, set1(-kind.center[c]));
+    return mul(set1(kind.al[c]), add(g, fma(hat, set1(kind.be[c]), set1(kind.ga[c]))));
   }
   FTSO_ALWAYS_INLINE void add_row(float* gx, int64_t r, int64_t col, Vec v) const {
     float* to = gx + r * s.W + col;

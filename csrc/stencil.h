@@ -167,12 +167,12 @@ FTSO_INLINE void window_dots(const Image<S, PAIR>& image, const float* d, int64_
 template <int K, int S, int D, bool PAIR>
 FTSO_INLINE void windows_gradient(Image<S, PAIR> image, const float* d, int64_t Ho, int64_t Wo, float* sums) {
   Vec acc[K * K];  // unrolled, or the compiler leaves them in memory
-  each<K * K>([&](auto t) FTSO_LAMBDA { acc[t.value] = load(sums + t.value * kLanes); });
+  each<K * K>([&](auto t) FTSO_LAMBDA { acc[t.value] = zero(); });
   int64_t r = 0;
   constexpr int R = kWindowRows > 1 ? 2 : 1;
   for (; r + R <= Ho; r += R) window_dots<K, S, D, R>(image, d, r, Wo, acc);
   for (; r < Ho; ++r) window_dots<K, S, D, 1>(image, d, r, Wo, acc);
-  each<K * K>([&](auto t) FTSO_LAMBDA { store(sums + t.value * kLanes, acc[t.value]); });
+  each<K * K>([&](auto t) FTSO_LAMBDA { add_to(sums + t.value * kLanes, acc[t.value]); });
 }
 
 // Stride 2, the pixels' gradient: row i of it, whose parity is PI, from the image of d; put(row, column, vector).

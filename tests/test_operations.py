@@ -199,7 +199,7 @@ def test_any_shape_of_an_operator(name, stride, isa, threads, **sizes):
 @given(
     **COMMON,
     k=st.sampled_from([1, 2, 3, 4]),
-    width=st.integers(1, 5),
+    width=st.integers(2, 5),  # one channel's own weight has no gradient behind a batch norm: nothing but rounding
     chosen=st.lists(st.sampled_from(cases.ALL), min_size=1, max_size=8, unique=True),
     strides=st.lists(st.sampled_from([1, 2]), min_size=1, max_size=4),
 )
@@ -208,9 +208,8 @@ def test_any_mixed_node(k, width, chosen, strides, isa, threads, **sizes):
         sizes["H"] += sizes["H"] % 2
         sizes["W"] += sizes["W"] % 2
         width += width % 2
-    # over fewer pixels a channel can be all but constant, and its variance, a difference of float sums, lose digits
-    # that the reference's second pass keeps
-    assume(sizes["B"] * sizes["H"] * sizes["W"] >= 512)
+    # over fewer pixels some channel of some draw is all but constant, and what is left of its digits is luck
+    assume(sizes["B"] * sizes["H"] * sizes["W"] // max(strides) ** 2 >= 96)
     case = testing.Case("partial_mix", C=k * width, k=k, operators=tuple(chosen), strides=tuple(strides), **sizes)
     agrees(case, isa, threads)
 
