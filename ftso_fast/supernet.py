@@ -172,7 +172,7 @@ class SuperNet(nn.Module):
         normal, reduce = (self.edge_weights(b).to(images.dtype) for b in self.betas())
         table = {"cpu": self._fused, "reference": self._textbook}
         cannot = cpu_cannot(images, self.spec)
-        network = choose("super-network", table, images, cannot)
+        network = choose("super-network", table, images, {"cpu": cannot})
         if self.precision != "float32" and network != self._fused:
             reason = cannot or "it was not chosen"
             raise UsageError(f"precision: {self.precision} needs the cpu backend, which does not run here: {reason}")

@@ -111,7 +111,7 @@ def one_line(text):
     return text.strip()
 
 
-@pytest.mark.parametrize("backend", kernels.BACKENDS)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_backend_by_name(run, images, backend):
     _, out, _ = run("search", "--data", images, "--json", "--backend", backend)
     assert json.loads(out)["backend"] == backend
