@@ -178,12 +178,12 @@ def calls() -> dict[str, int]:
     return dict(core().calls()) if _C is not None else {}
 
 
-def first_derivatives_only(op: str) -> Callable[..., None]:
-    """The backward of a backward operation of the cpu backend: a sentence."""
+def first_derivatives_only(op: str, backend: str = "cpu") -> Callable[..., None]:
+    """The backward of a backward operation of a compiled backend: a sentence."""
 
     def refuse(ctx: Any, *grads: torch.Tensor) -> None:
         raise RuntimeError(
-            f"{op}: the cpu backend has first derivatives only; for second ones run it within "
+            f"{op}: the {backend} backend has first derivatives only; for second ones run it within "
             "`with ftso_fast.kernels.use_backend('reference'):`"
         )
 
