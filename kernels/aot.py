@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,17 @@ def signature(function: Any, types: dict[str, Any], constants: dict[str, Any]) -
     """The types of a kernel's arguments by name: those of `types`, else i32; constants where they are named."""
     names = [p.name for p in function.params]
     return {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+
+
+def divisible(types: dict[str, Any], integers: Sequence[str]) -> tuple[str, ...]:
+    """The pointers among a kernel's arguments, as allocations begin, and the integers named."""
+    found = []
+    for name, kind in types.items():
+        if isinstance(kind, tuple):
+            found += [f"{name}[{i}]" for i in range(len(kind))]
+        elif str(kind).startswith("*") or name in integers:
+            found.append(name)
+    return tuple(found)
 
 
 def short_name(dtype: Any) -> str:
