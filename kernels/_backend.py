@@ -179,12 +179,12 @@ def calls() -> dict[str, int]:
     return (dict(core().calls()) if _C is not None else {}) | _launched
 
 
-def first_derivatives_only(op: str, who: str = "the cpu backend has") -> Callable[..., None]:
+def first_derivatives_only(op: str, backend: str = "cpu") -> Callable[..., None]:
     """The backward of a backward operation of a compiled backend: a sentence."""
 
     def refuse(ctx: Any, *grads: torch.Tensor) -> None:
         raise RuntimeError(
-            f"{op}: {who} first derivatives only; for second ones run it within "
+            f"{op}: the {backend} backend has first derivatives only; for second ones run it within "
             "`with ftso_fast.kernels.use_backend('reference'):`"
         )
 

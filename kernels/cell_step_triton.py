@@ -42,13 +42,13 @@ def fwd(
         side = tile % 4
         if side % 3 == 0:
             hw, half = HW // 4, side // 3 * S
-            n = tl.arange(0, STRIDED_ROWS)
-            acc = read(w_strided + half * 4 * C, n, n < S, v2, v3, v4, v5, C, K, STRIDED_ROWS, P)
-            acc = tl.where(there[None, :], acc, 0.0)
+            m = tl.arange(0, STRIDED_ROWS)
+            own = read(w_strided + half * 4 * C, m, m < S, v2, v3, v4, v5, C, K, STRIDED_ROWS, P)
+            own = tl.where(there[None, :], own, 0.0)
             p = tile // 4 * P + tl.arange(0, P)
-            out = z_strided + ((half + n)[:, None] * hw + (b * (2 * S * hw) + p % hw)[None, :])
-            tl.store(out, acc.to(z_strided.dtype.element_ty), (n < S)[:, None] & there[None, :])
-            put_sums(sums_strided, tile // 4, 2 * S, half + n, n < S, acc, acc * acc)
+            where = z_strided + ((half + m)[:, None] * hw + (b * (2 * S * hw) + p % hw)[None, :])
+            tl.store(where, own.to(z_strided.dtype.element_ty), (m < S)[:, None] & there[None, :])
+            put_sums(sums_strided, tile // 4, 2 * S, half + m, m < S, own, own * own)
 
 
 @triton.jit
@@ -293,7 +293,7 @@ def tile(channels: int, rows: int) -> Tile:
     if interpreted():
         return Tile(256, 256, 4)
     warps = 8 if channels >= 64 else 4
-    return Tile(max(16, min(512 * warps // power_of_two(rows), 512 * warps // channels, 64)), 16, warps)
+    return Tile(max(16, min(512 * warps // power_of_two(rows), 256 * warps // channels, 64)), 16, warps)
 
 
 def weight_parts(pixels: int, rows: int) -> int:

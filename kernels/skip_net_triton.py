@@ -23,7 +23,7 @@ from .stem_step import Stem
 
 
 class Rows(NamedTuple):
-    """A stage's weights: `height` rows of `columns` from `at` of the flat weights; `of`: the network's weights in it."""
+    """A stage's weights: `height` rows of `columns` from `at` of the flat copy on; `of`: the network's weights in it."""
 
     at: int
     height: int
@@ -46,8 +46,7 @@ class Cell(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """rows: the weights of every tensor, behind them the stem's and the paths'. order: the weights as they lie in the
-    flat copy."""
+    """order: the network's weights as they lie in the flat copy, of `size` numbers."""
 
     cells: tuple[Cell, ...]
     tensors: tuple[Rows, ...]
@@ -322,6 +321,7 @@ class _ChainBackward(torch.autograd.Function):
         ctx: Any, rest: tuple[Any, ...], needs_weights: bool, d_pooled: Tensor, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
         p, kept, flat, k, backend, shapes = rest
+        ctx.backend = backend
         images, *edges, gamma = tensors
         run = _Backward(p, kept, images, edges, flat, k, backend, needs_weights)
         d_pooled = d_pooled.contiguous()
@@ -337,7 +337,7 @@ class _ChainBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        first_derivatives_only("skip_net", "GPU backends have")(ctx, *grads)
+        first_derivatives_only("skip_net", ctx.backend)(ctx, *grads)
 
 
 def pooled(
