@@ -5,8 +5,6 @@ channels, and the pooled bypass of input i in the others (`reduce_step`).
 """
 # mypy: disable-error-code="no-untyped-def"
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -19,25 +17,29 @@ def edge(edges, e: tl.constexpr):
 
 
 @triton.jit
-def state(z, scale, shift, pooled, i: tl.constexpr, b, image, at, there, HW, C: tl.constexpr, Q: tl.constexpr):
+def state(
+    z, scale, shift, pooled, i: tl.constexpr, b, image, at, there, HW, C: tl.constexpr, Q: tl.constexpr, P: tl.constexpr
+):
     """x_i, or where Q > 0 the pooled bypass with zeros in the first Q channels."""
     c = tl.arange(0, C)
     if Q == 0:
-        return normalised(z, scale, shift, c, c < C, b * image + at, there, HW)
-    if Q == C:
-        return tl.zeros([C, at.shape[0]], tl.float32)
-    where = pooled + ((i * (C - Q) + c - Q)[:, None] * HW + (b * (2 * (C - Q) * HW) + at)[None, :])
-    return tl.load(where, (c >= Q)[:, None] & there[None, :], 0.0).to(tl.float32)
+        x = normalised(z, scale, shift, c, c < C, b * image + at, there, HW)
+    elif Q == C:
+        x = tl.zeros([C, P], tl.float32)
+    else:
+        where = pooled + ((i * (C - Q) + c - Q)[:, None] * HW + (b * (2 * (C - Q) * HW) + at)[None, :])
+        x = tl.load(where, (c >= Q)[:, None] & there[None, :], 0.0).to(tl.float32)
+    return x
 
 
 @triton.jit
 def _of(x, f, scale, shift, path: tl.constexpr, b, at, there, HW, C: tl.constexpr, Q: tl.constexpr):
     """x_i as one node sees it."""
-    if Q == 0:
-        return x
-    c = tl.arange(0, C)
-    own = normalised(f + path * Q * HW, scale + path * Q, shift + path * Q, c, c < Q, b * (8 * Q * HW) + at, there, HW)
-    return x + own
+    if Q > 0:
+        c = tl.arange(0, C)
+        f, scale, shift = f + path * Q * HW, scale + path * Q, shift + path * Q
+        x += normalised(f, scale, shift, c, c < Q, b * (8 * Q * HW) + at, there, HW)
+    return x
 
 
 @triton.jit
@@ -99,8 +101,3 @@ def node_backward(
         _path(g_f, sums, tile, j, u0, own0, c, b, at, there, HW, Q)
         _path(g_f, sums, tile, 4 + j, u1, own1, c, b, at, there, HW, Q)
     return gradient0 + u0, gradient1 + u1
-
-
-def aot_cases() -> list[Any]:
-    """These are parts of kernels, compiled with them."""
-    return []

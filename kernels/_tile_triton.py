@@ -5,8 +5,6 @@ loaded in that order instead. A product's inner dimension is cut into pieces of 
 """
 # mypy: disable-error-code="no-untyped-def"
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -18,10 +16,12 @@ def place(tile, B, W, HW, STRIDED: tl.constexpr, P: tl.constexpr):
     if STRIDED:
         p = tile // 4 * P + tl.arange(0, P)
         hw, w = HW // 4, W // 2
-        at = (p % hw // w * 2 + tile % 4 // 2) * W + p % w * 2 + tile % 2
-        return p // hw, at, p < B * hw
-    p = tile * P + tl.arange(0, P)
-    return p // HW, p % HW, p < B * HW
+        b, at = p // hw, (p % hw // w * 2 + tile % 4 // 2) * W + p % w * 2 + tile % 2
+    else:
+        p = tile * P + tl.arange(0, P)
+        hw = HW
+        b, at = p // HW, p % HW
+    return b, at, p < B * hw
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def normalised(z, scale, shift, c, known, at, there, HW):
     """x of a raw tensor: channels c where known; at: the pixels' offsets with their images'."""
     mask = known[:, None] & there[None, :]
     raw = tl.load(z + c[:, None] * HW + at[None, :], mask, 0.0).to(tl.float32)
-    s, h = tl.load(scale + c, known, 0.0), tl.load(shift + c, known, 0.0)
+    s, h = tl.load(scale + c, known, 0.0).to(tl.float32), tl.load(shift + c, known, 0.0).to(tl.float32)
     return raw * s[:, None] + h[:, None]
 
 
@@ -38,8 +38,11 @@ def behind(g, z, coefficients, n, known, N, at, there, HW):
     """dz = al * g + be * z + ga of channels n, zero where nothing is; coefficients: (3, N)."""
     mask = known[:, None] & there[None, :]
     offsets = n[:, None] * HW + at[None, :]
-    al, be = tl.load(coefficients + n, known, 0.0), tl.load(coefficients + N + n, known, 0.0)
-    ga = tl.load(coefficients + 2 * N + n, known, 0.0)
+    al, be = (
+        tl.load(coefficients + n, known, 0.0).to(tl.float32),
+        tl.load(coefficients + N + n, known, 0.0).to(tl.float32),
+    )
+    ga = tl.load(coefficients + 2 * N + n, known, 0.0).to(tl.float32)
     grad, raw = tl.load(g + offsets, mask, 0.0).to(tl.float32), tl.load(z + offsets, mask, 0.0).to(tl.float32)
     return tl.where(mask, al[:, None] * grad + be[:, None] * raw + ga[:, None], 0.0)
 
@@ -53,17 +56,17 @@ def relu(x):
 @triton.jit
 def shuffled(x, C: tl.constexpr, K: tl.constexpr, P: tl.constexpr):
     """P x."""
-    if K == 1:
-        return x
-    return tl.reshape(tl.permute(tl.reshape(x, (K, C // K, P)), (1, 0, 2)), (C, P))
+    if K > 1:
+        x = tl.reshape(tl.permute(tl.reshape(x, (K, C // K, P)), (1, 0, 2)), (C, P))
+    return x
 
 
 @triton.jit
 def unshuffled(x, C: tl.constexpr, K: tl.constexpr, P: tl.constexpr):
     """P' x."""
-    if K == 1:
-        return x
-    return tl.reshape(tl.permute(tl.reshape(x, (C // K, K, P)), (1, 0, 2)), (C, P))
+    if K > 1:
+        x = tl.reshape(tl.permute(tl.reshape(x, (C // K, K, P)), (1, 0, 2)), (C, P))
+    return x
 
 
 @triton.jit
@@ -88,19 +91,21 @@ def _times(w, n, known, first: tl.constexpr, a, acc, PART: tl.constexpr, C: tl.c
 def times(w, n, known, a, acc, C: tl.constexpr, K: tl.constexpr, P: tl.constexpr):
     """acc + w a of one node; w: rows n of (N, 4C) from the node's first column on; a: the node before its shuffle."""
     if C == 16:
-        return _times(w, n, known, 0, a, acc, 16, C, K)
-    if C == 32:
+        acc = _times(w, n, known, 0, a, acc, 16, C, K)
+    elif C == 32:
         a0, a1 = halves(a, 32, P)
         acc = _times(w, n, known, 0, a0, acc, 16, C, K)
-        return _times(w, n, known, 16, a1, acc, 16, C, K)
-    QUARTER: tl.constexpr = C // 4
-    lower, upper = halves(a, C, P)
-    a0, a1 = halves(lower, C // 2, P)
-    acc = _times(w, n, known, 0, a0, acc, QUARTER, C, K)
-    acc = _times(w, n, known, QUARTER, a1, acc, QUARTER, C, K)
-    a2, a3 = halves(upper, C // 2, P)
-    acc = _times(w, n, known, 2 * QUARTER, a2, acc, QUARTER, C, K)
-    return _times(w, n, known, 3 * QUARTER, a3, acc, QUARTER, C, K)
+        acc = _times(w, n, known, 16, a1, acc, 16, C, K)
+    else:
+        QUARTER: tl.constexpr = C // 4
+        lower, upper = halves(a, C, P)
+        a0, a1 = halves(lower, C // 2, P)
+        acc = _times(w, n, known, 0, a0, acc, QUARTER, C, K)
+        acc = _times(w, n, known, QUARTER, a1, acc, QUARTER, C, K)
+        a2, a3 = halves(upper, C // 2, P)
+        acc = _times(w, n, known, 2 * QUARTER, a2, acc, QUARTER, C, K)
+        acc = _times(w, n, known, 3 * QUARTER, a3, acc, QUARTER, C, K)
+    return acc
 
 
 @triton.jit
@@ -117,8 +122,3 @@ def put_sums(sums, part, channels, c, known, first, second):
     at = sums + part * 2 * channels + c
     tl.store(at, tl.sum(first, 1), known)
     tl.store(at + channels, tl.sum(second, 1), known)
-
-
-def aot_cases() -> list[Any]:
-    """These are parts of kernels, compiled with them."""
-    return []

@@ -30,8 +30,8 @@ def fwd(
     tile = tl.program_id(0)
     b, at, there = place(tile, B, W, HW, STRIDED_ROWS > 0, P)
     b = b.to(tl.int64)
-    x0 = state(z0, scale0, shift0, pooled, 0, b, image0, at, there, HW, C, Q)
-    x1 = state(z1, scale1, shift1, pooled, 1, b, image1, at, there, HW, C, Q)
+    x0 = state(z0, scale0, shift0, pooled, 0, b, image0, at, there, HW, C, Q, P)
+    x1 = state(z1, scale1, shift1, pooled, 1, b, image1, at, there, HW, C, Q, P)
     v2, v3, v4, v5 = nodes(edges, x0, x1, f, f_scale, f_shift, b, at, there, HW, C, K, Q, P)
     n = tl.arange(0, ROWS)
     acc = tl.where(there[None, :], read(w, n, n < N, v2, v3, v4, v5, C, K, ROWS, P), 0.0)
@@ -64,8 +64,8 @@ def pool(
         at = first + tl.arange(0, P)
         there = at < HW
         b = tl.zeros([P], tl.int64) + image
-        x0 = state(z0, scale0, shift0, pooled, 0, b, image0, at, there, HW, C, Q)
-        x1 = state(z1, scale1, shift1, pooled, 1, b, image1, at, there, HW, C, Q)
+        x0 = state(z0, scale0, shift0, pooled, 0, b, image0, at, there, HW, C, Q, P)
+        x1 = state(z1, scale1, shift1, pooled, 1, b, image1, at, there, HW, C, Q, P)
         v2, v3, v4, v5 = nodes(edges, x0, x1, f, f_scale, f_shift, b, at, there, HW, C, K, Q, P)
         s2 += tl.sum(tl.where(there[None, :], v2, 0.0), 1)
         s3 += tl.sum(tl.where(there[None, :], v3, 0.0), 1)
@@ -132,8 +132,8 @@ def _tile_backward(
             d3 = times_transposed(base + C, n, known, dz, d3, C, K)
             d4 = times_transposed(base + 2 * C, n, known, dz, d4, C, K)
             d5 = times_transposed(base + 3 * C, n, known, dz, d5, C, K)
-    x0 = state(z0, scale0, shift0, pooled, 0, b, image0, at, there, HW, C, Q)
-    x1 = state(z1, scale1, shift1, pooled, 1, b, image1, at, there, HW, C, Q)
+    x0 = state(z0, scale0, shift0, pooled, 0, b, image0, at, there, HW, C, Q, P)
+    x1 = state(z1, scale1, shift1, pooled, 1, b, image1, at, there, HW, C, Q, P)
     v2, v3, v4, v5 = nodes(edges, x0, x1, f, f_scale, f_shift, b, at, there, HW, C, K, Q, P)
     if not POOLED:
         d2, d3 = tl.where(v2 > 0, d2, 0.0), tl.where(v3 > 0, d3, 0.0)
@@ -200,8 +200,8 @@ def _weights_backward(
             dz = behind(g, z, coefficients, n, known, N, offsets, there, hw)
         else:
             dz = behind(g, z, coefficients, n, known, N, b * (N * HW) + at, there, HW)
-        x0 = state(z0, scale0, shift0, pooled, 0, b, image0, at, there, HW, C, Q)
-        x1 = state(z1, scale1, shift1, pooled, 1, b, image1, at, there, HW, C, Q)
+        x0 = state(z0, scale0, shift0, pooled, 0, b, image0, at, there, HW, C, Q, P)
+        x1 = state(z1, scale1, shift1, pooled, 1, b, image1, at, there, HW, C, Q, P)
         v2, v3, v4, v5 = nodes(edges, x0, x1, f, f_scale, f_shift, b, at, there, HW, C, K, Q, P)
         dw2 = tl.dot(dz, tl.trans(relu(v2)), dw2, input_precision="ieee")
         dw3 = tl.dot(dz, tl.trans(relu(v3)), dw3, input_precision="ieee")
@@ -293,7 +293,7 @@ def tile(channels: int, rows: int) -> Tile:
     if interpreted():
         return Tile(256, 256, 4)
     warps = 8 if channels >= 64 else 4
-    return Tile(max(16, min(512 * warps // power_of_two(rows), 256 * warps // channels, 64)), 16, warps)
+    return Tile(max(16, min(1024 * warps // power_of_two(rows), 256 * warps // channels, 64)), 16, warps)
 
 
 def weight_parts(pixels: int, rows: int) -> int:

@@ -69,7 +69,7 @@ def _coefficients(
 ):  # fmt: skip
     s = _total(sums, 0, 2, column, known, parts, channels, PARTS, CHANNELS) / n
     q = _total(sums, 1, 2, column, known, parts, channels, PARTS, CHANNELS) / n
-    r, m = tl.load(scale + c, known, 0.0).to(tl.float64), tl.load(mean + c, known, 0.0)
+    r, m = tl.load(scale + c, known, 0.0).to(tl.float64), tl.load(mean + c, known, 0.0).to(tl.float64)
     tl.store(into + c, r.to(tl.float32), known)
     tl.store(into + length + c, (-r * r * q).to(tl.float32), known)
     tl.store(into + 2 * length + c, (-r * s + r * r * m * q).to(tl.float32), known)
@@ -85,7 +85,7 @@ def coefficients(
     column = block * CHANNELS + tl.arange(0, CHANNELS)
     if block >= blocks:
         e = (block - blocks) * CHANNELS + tl.arange(0, CHANNELS)
-        before = tl.load(total + e, e < 14, 0.0)
+        before = tl.load(total + e, e < 14, 0.0).to(tl.float64)
         tl.store(total + e, before + _total(dots, 0, 1, e, e < 14, parts_dots, 14, PARTS, CHANNELS), e < 14)
     elif block * CHANNELS < first:
         if NEED0:
@@ -108,7 +108,7 @@ def affine_coefficients(
     tl.store(d_gamma + c, q.to(tl.float32), known)
     tl.store(d_beta + c, s.to(tl.float32), known)
     scale = tl.load(gamma + c, known, 0.0).to(tl.float64)
-    std, m = tl.load(r + c, known, 0.0).to(tl.float64), tl.load(mean + c, known, 0.0)
+    std, m = tl.load(r + c, known, 0.0).to(tl.float64), tl.load(mean + c, known, 0.0).to(tl.float64)
     tl.store(into + c, (scale * std).to(tl.float32), known)
     tl.store(into + channels + c, (-scale * std * std * q / n).to(tl.float32), known)
     tl.store(into + 2 * channels + c, (scale * (-std * s + std * std * m * q) / n).to(tl.float32), known)
@@ -118,12 +118,12 @@ def affine_coefficients(
 def add_up(partial, table, out, OUTPUTS: tl.constexpr):
     """Each row of the table (first, parts, length, out, offset) is a block of outputs of one tensor's parts."""
     row = table + tl.program_id(0) * 5
-    first, parts, length = tl.load(row), tl.load(row + 1), tl.load(row + 2)
-    i = tl.load(row + 4) + tl.arange(0, OUTPUTS)
+    first, parts, length = tl.load(row).to(tl.int64), tl.load(row + 1).to(tl.int64), tl.load(row + 2).to(tl.int64)
+    i = tl.load(row + 4).to(tl.int64) + tl.arange(0, OUTPUTS)
     acc = tl.zeros([OUTPUTS], tl.float64)
     for p in tl.range(0, parts, num_stages=1):
         acc += tl.load(partial + first + p * length + i, i < length, 0.0).to(tl.float64)
-    tl.store(out + tl.load(row + 3) + i, acc.to(tl.float32), i < length)
+    tl.store(out + tl.load(row + 3).to(tl.int64) + i, acc.to(tl.float32), i < length)
 
 
 class Norm(NamedTuple):

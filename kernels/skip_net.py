@@ -9,7 +9,7 @@ statistics of what it writes. With g = dL/dx and n pixels, what flows back throu
     dz = g / std - mean(g) / std - x mean(g x) / std ,
 
 formed on load by the producer's backward stage from the two sums that the reader's has taken. Kept for backward: the
-raw outputs and their statistics, nothing else. On a GPU the same stages are kernels of their own (`skip_net_triton`).
+raw outputs and their statistics, nothing else. On a GPU the same stages are kernels of their own (`skip_net_gpu`).
 """
 
 from collections.abc import Sequence
@@ -112,7 +112,7 @@ def weight_shapes(in_channels: int, classes: int, spec: NetSpec) -> list[tuple[i
     return [*shapes, (classes, last), (classes,)]
 
 
-_pooled = on_first_call("skip_net_triton", "pooled")
+_pooled = on_first_call("skip_net_gpu", "pooled")
 
 
 def _check(

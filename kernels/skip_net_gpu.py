@@ -23,7 +23,7 @@ from .stem_step import Stem
 
 
 class Rows(NamedTuple):
-    """A stage's weights: `height` rows of `columns` from `at` of the flat copy on; `of`: the network's weights in it."""
+    """A stage's weights: `height` rows of `columns` from `at` of the flat copy; `of`: the network's weights in it."""
 
     at: int
     height: int
