@@ -47,7 +47,7 @@ def cases() -> Iterator[AotCase]:
     """Of all files of Triton kernels, each name once."""
     for path in sorted(Path(__file__).parent.glob("*_triton.py")):
         module = importlib.import_module(f"{__package__}.{path.stem}")
-        for case in module.aot_cases():
+        for case in getattr(module, "aot_cases", tuple)():  # parts of kernels have none
             yield AotCase(f"{path.stem}.{case[0]}", *case[1:])
 
 

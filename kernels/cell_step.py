@@ -5,7 +5,7 @@ are those of `skip_cell`. With a = relu(cat(x_2..x_5)) (B, 4C, H, W) the stage m
 later reader, stacked, and sums what it writes:
 
     z = w a                                                     w (N, 4C), z (B, N, H, W)
-    zs = cat(w_even a[::2, ::2], w_odd a[1::2, 1::2])           zs (B, 2S, H/2, W/2), w_strided (2S, 4C): even's rows first
+    zs = cat(w_even a[::2, ::2], w_odd a[1::2, 1::2])           w_strided (2S, 4C): even's rows, then odd's; zs halved
     sums = (sum z, sum z^2) over pixels                         (parts, 2, N), the parts to be added up; likewise zs
     pooled = mean over the image of cat(x_2..x_5)               (B, 4C), instead of all others, in the last cell
 

@@ -51,7 +51,9 @@ def test_every_kernel_keeps_to_its_budget_on_every_target(measured):
     code, said, found = measured
     assert code == 0, said[-6000:]
     assert all(set(by_target) == set(aot.TARGETS) for by_target in found.values())
-    assert {name.split(".")[0] for name in found} == {path.stem for path in TRITON}
+    assert {name.split(".")[0] for name in found} == {
+        path.stem for path in TRITON if "def aot_cases" in path.read_text()
+    }
 
 
 def test_no_kernel_spills_on_a_gpu_of_nvidia(measured):
@@ -90,9 +92,11 @@ def test_over_the_budget_or_missing_is_said():
 # -- what the sources must keep to
 
 
+CONVERTED = ("tl.float32", "tl.float64", "tl.int32", "tl.int64")
+
+
 def unconverted(text):
-    """Lines with a tl.load whose value is not at once made float32 and that is not marked as reading indices: inside
-    `.to(tl.int32)`, or assigned from a table whose name says so."""
+    """Lines with a tl.load whose value is not at once made float32 (sums float64, indices int32 or int64)."""
     found = []
     tree = ast.parse(text)
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
@@ -104,7 +108,7 @@ def unconverted(text):
                 isinstance(attribute, ast.Attribute)
                 and attribute.attr == "to"
                 and isinstance(call, ast.Call)
-                and ast.unparse(call.args[0]) in ("tl.float32", "tl.int32")
+                and ast.unparse(call.args[0]) in CONVERTED
             )
             if not converted:
                 found.append(node.lineno)

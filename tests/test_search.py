@@ -137,7 +137,7 @@ def test_environment_chooses_the_backend(monkeypatch):
     assert small().backend == "reference"
     assert small(backend="cpu").backend == "cpu"
     monkeypatch.setenv("FTSO_BACKEND", "gpu")
-    with pytest.raises(UsageError, match="FTSO_BACKEND: expected one of cpu, reference, got 'gpu'"):
+    with pytest.raises(UsageError, match="FTSO_BACKEND: expected one of cuda, triton, cpu, reference, got 'gpu'"):
         small()
 
 
