@@ -150,3 +150,5 @@ torch.library.register_fake("ftso_fast::partial_mix", _fwd_fake, lib=_LIB)
 torch.library.register_fake("ftso_fast::partial_mix_bwd", _bwd_fake, lib=_LIB)
 register_autograd(_LIB, "partial_mix", _save, _backward)
 torch.library.register_autograd("ftso_fast::partial_mix_bwd", first_derivatives_only("partial_mix"), lib=_LIB)
+
+OP = torch.ops.ftso_fast.partial_mix

@@ -1,4 +1,4 @@
-"""The mixed node as an operation of torch on GPUs: schema, fake, autograd. The kernels are imported when they are called.
+"""The mixed node as an operation of torch on GPUs: schema, fake, autograd. Its kernels are imported when called.
 
 As `_node.py` has it for the cpu; the outputs behind the node are what forward leaves for backward: raw results in the
 type of the states, the places of maxima, and of the batch norms statistics in float64 and coefficients in float32.
@@ -108,3 +108,5 @@ register_autograd(_LIB, "partial_mix_triton", _save, _backward)
 torch.library.register_autograd(
     "ftso_fast::partial_mix_triton_bwd", first_derivatives_only("partial_mix", "triton"), lib=_LIB
 )
+
+OP = torch.ops.ftso_fast.partial_mix_triton

@@ -234,7 +234,6 @@ def _plan(*arguments: Any) -> Plan:
 
 def plan_of(call: NodeCall) -> Plan:
     B, C = call.inputs[0].shape[:2]
-    widest = "narrow" if max(C // call.k, call.channels_out) <= 16 else "wide"
-    block = _tuning.block("node", widest, call.inputs[0].device)
+    block = _tuning.block("node", _tuning.width_class(C // call.k, call.channels_out), call.inputs[0].device)
     inputs = tuple((*x.shape[2:], s, x.stride(0), x.stride(1)) for x, s in zip(call.inputs, call.strides, strict=True))
     return _plan(B, C, call.channels_out, call.k, tuple(call.operators), inputs, tuple(block.items()))

@@ -1,8 +1,8 @@
 """The launches of a mixed node on a GPU: kernels whose programs take different parts, by tables of the plan.
 
 Barriers are the batch norms' sums: behind an operator, and within a separable convolution. Between two of them there is
-one launch, but for a block's backward pass: what lies behind its depthwise convolution is written by one launch and read
-with a halo by the next.
+one launch, but for a block's backward pass: what lies behind its depthwise convolution is written by one launch and
+read with a halo by the next.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -156,7 +156,7 @@ class _Pass:
 
 
 def node_fwd(call: NodeCall) -> tuple[Tensor, ...]:
-    """The node, and what its backward pass needs: raw results, the maxima's places, mean and 1/deviation, coefficients."""
+    """The node, and what its backward pass needs: raw results, the maxima's places, statistics, coefficients."""
     p = _Pass(call)
     plan = p.plan
     node, raw = p.x.new_empty(call.shape), p.x.new_empty(plan.raw)
@@ -232,7 +232,8 @@ def node_bwd(
             p.xs, gxs, g, g.stride(0), call.k * g.stride(1), raw, taps, p.weights, coefs, grads, work,
             call.edge_weights, call.operator_weights, taken, own, targets, p.tables["targets"], p.tables["blocks"],
             p.tables["contributions"], p.tables["pools"], columns, bits, len(call.operators), p.x.shape[0], p.T,
-            plan.T_inner, p.Q, p.Ho, p.Wo, INNER=not inner, WEIGHTS=needs_weights and columns > 0, **p.half, num_warps=p.warps,
+            plan.T_inner, p.Q, p.Ho, p.Wo, INNER=not inner, WEIGHTS=needs_weights and columns > 0, **p.half,
+            num_warps=p.warps,
         )  # fmt: skip
         if needs_weights and columns:
             found[inner] = p.x.new_empty(columns)
@@ -275,7 +276,8 @@ def aot_cases() -> Iterator[tuple[Any, ...]]:
         types |= dict.fromkeys(("jobs", "blocks", "pools", "targets", "contributions"), "*i64")
         for function, more in ((operators_fwd, block), (blocks_bwd, block), (gather, half | {"WEIGHTS": True})):
             # what runs within separable convolutions differs by little: once is enough
-            for inner in (None,) if function is operators_fwd else (False, True) if dtype == "fp32" else (False,):
+            both = (False, True) if (width, dtype) == ("narrow", "fp32") else (False,)
+            for inner in (None,) if function is operators_fwd else both:
                 constants = more | ({} if inner is None else {"INNER": inner})
                 g = f32 if inner and function is blocks_bwd else kind  # within a separable convolution it is in `work`
                 own = signature(function, types | {"g": g}, constants)

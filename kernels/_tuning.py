@@ -6,7 +6,8 @@ machine with a GPU. An architecture that the table lacks takes the entries of "d
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -31,8 +32,25 @@ def architecture(device: torch.device) -> str:
     return name.split(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
 
 
+_tried: dict[tuple[str, str], Block] = {}
+
+
+@contextmanager
+def override(kernel: str, size_class: str, tried: Block) -> Iterator[None]:
+    """Within the block `kernel` uses `tried`; process-wide."""
+    before = dict(_tried)
+    _tried[kernel, size_class] = tried
+    try:
+        yield
+    finally:
+        _tried.clear()
+        _tried.update(before)
+
+
 def block(kernel: str, size_class: str, device: torch.device) -> Block:
     """The constants of `kernel` and its `num_warps`."""
+    if tried := _tried.get((kernel, size_class)):
+        return dict(tried)
     for name in (architecture(device), "default"):
         for table in _tables(os.environ.get("FTSO_TUNING")):
             if found := table.get(name, {}).get(kernel, {}).get(size_class):
@@ -43,6 +61,11 @@ def block(kernel: str, size_class: str, device: torch.device) -> Block:
 def plane_class(HW: int, dtype: torch.dtype) -> str:
     """Planes of which a block holds several, or that hold several blocks; and the bytes of a number."""
     return f"{'small' if HW <= 256 else 'large'}-{dtype.itemsize}"
+
+
+def width_class(C: int, C_out: int) -> str:
+    """The channels before and behind an operator: few, as in a search with partial channels, or many."""
+    return "narrow" if max(C, C_out) <= 16 else "wide"
 
 
 def planes_in(HW: int, size: int) -> Block:

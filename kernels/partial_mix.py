@@ -16,7 +16,7 @@ flat: edge after edge, operator after operator, in the order of `operators.OPERA
 section 3.1, equations 2 and 3; at k = 1 the mixed operation of DARTS, equation 2.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _node, _node_gpu  # noqa: F401  (they register the operation)
+from . import _node, _node_gpu
 from ._backend import choose
 from ._checks import (
     check_dense,
@@ -39,6 +39,8 @@ from ._checks import (
 from ._native import NAMES
 from .operators import OPERATORS, n_batch_norms
 from .skip_cell import channel_shuffle
+
+Table = dict[str, Callable[..., Tensor]]
 
 
 def mixed_weights(
@@ -100,7 +102,8 @@ def partial_mix(
     asked for by name cannot run.
     """
     _check_node(inputs, operators, strides, k)
-    run = choose("partial_mix", {"triton": _triton, "cpu": _cpu, "reference": _reference}, inputs[0])
+    table: Table = {"triton": _triton, "cpu": _cpu, "reference": _reference}
+    run = choose("partial_mix", table, inputs[0])
     return run(inputs, edge_weights, operator_weights, weights, operators, strides, k)
 
 
@@ -121,7 +124,7 @@ def one_operator(
     if affine:
         channels = [C, C_out] if n_batch_norms(name, stride) == 2 else [C_out]
         check_tensors(f"{op}: affine", affine, [(c,) for c in channels for _ in ("weight", "bias")], x)
-    table = {"triton": _triton_one, "cpu": _cpu_one, "reference": _reference_one}
+    table: Table = {"triton": _triton_one, "cpu": _cpu_one, "reference": _reference_one}
     return choose(op, table, x)(name, x, weights, affine, stride)
 
 
@@ -131,7 +134,9 @@ def _reference_one(name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequ
     return apply(x, weights, affine, stride)
 
 
-def _one(compiled: Any, name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], s: int) -> Tensor:
+def _one(
+    compiled: Any, name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], s: int
+) -> Tensor:  # fmt: skip
     ones = x.new_ones(2)
     node, *_ = compiled(
         [x], ones[:1], ones[1:].view(1, 1), list(weights), list(affine), [NAMES.index(name)], [s], 1
@@ -151,8 +156,8 @@ def _mixed(
     return node
 
 
-_cpu, _cpu_one = (partial(f, torch.ops.ftso_fast.partial_mix) for f in (_mixed, _one))
-_triton, _triton_one = (partial(f, torch.ops.ftso_fast.partial_mix_triton) for f in (_mixed, _one))
+_cpu, _triton = (partial(_mixed, op) for op in (_node.OP, _node_gpu.OP))
+_cpu_one, _triton_one = (partial(_one, op) for op in (_node.OP, _node_gpu.OP))
 
 
 def _reference(

@@ -1,4 +1,4 @@
-"""Triton kernels of a mixed node's sum: all edges, all operators, the bypass and the shuffle in one pass, its gradients,
+"""Triton kernels of a mixed node's sum: all edges, all operators, the bypass and the shuffle in one pass, gradients,
 and what finishes the sums of batch norms between launches.
 
 Sources are raw results, normalised on load, and states that pass a skip connection; each is weighed by its edge's and

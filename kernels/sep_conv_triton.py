@@ -142,7 +142,7 @@ def block_bwd_depthwise(
     INNER: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """The gradient behind the depthwise convolution: W' dy, at BP pixels of BC channels, into `work`."""
-    b, q, row, column, there = pixels(tl.program_id(0), P, Q, Wo, BP)
+    b, q, _row, _column, there = pixels(tl.program_id(0), P, Q, Wo, BP)
     C, N = number(block + 7), number(block + 8)
     c = c0 + tl.arange(0, BC)
     acc = tl.zeros([BC, BP], tl.float32)

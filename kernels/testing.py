@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from . import _backend
-from .cases import BENCHMARKS, CASES, OPERATIONS, VIEWS, Case, Operation
+from .cases import ALL, BENCHMARKS, CASES, OPERATIONS, VIEWS, Case, Operation
 
 __all__ = [
+    "ALL",
     "BENCHMARKS",
     "CASES",
     "FLOOR",
@@ -66,7 +67,7 @@ def values_and_gradients(function: Callable[..., Tensor], tensors: Sequence[Tens
     leaves = [t.detach().requires_grad_() for t in tensors]
     out = OPERATIONS[case.op].call(function, case, leaves)
     weights = torch.arange(out.numel(), dtype=torch.float64).mul_(0.7548776662466927).frac_().sub_(0.4)
-    grad = VIEWS[case.view](weights.to(out.dtype).view(out.shape))
+    grad = VIEWS[case.view](weights.to(out.device, out.dtype).view(out.shape))
     return [out.detach(), *torch.autograd.grad(out, leaves, grad, materialize_grads=True)]
 
 
@@ -92,7 +93,7 @@ def error(got: Tensor, want: Tensor, floor: float = 0.0) -> float:
     return difference / max(largest, floor)
 
 
-def check(case: Case, tensors: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+def check(case: Case, tensors: Sequence[Tensor] | None = None, device: str = "cpu") -> Sequence[Tensor]:
     """Assert that the chosen backend agrees with the reference on the case; returns the tensors compared on.
 
     The skip cell is held to TOLERANCE. An operation with batch norms is judged beside the float32 reference, by the
@@ -101,20 +102,25 @@ def check(case: Case, tensors: Sequence[Tensor] | None = None) -> Sequence[Tenso
     luck, in float32 PyTorch too, and one draw against another has no more than SUMS to say. That they err less than the
     reference's is seen over many cases, and a test takes the mean of all.
     """
-    drawn = [tensors] if tensors is not None else [OPERATIONS[case.op].inputs(case, i) for i in range(DRAWS)]
+    operation = OPERATIONS[case.op]
+    drawn = [tensors] if tensors is not None else [_on(device, operation.inputs(case, i)) for i in range(DRAWS)]
     if case.op == "skip_cell":
         drawn = drawn[:1]
     found = worst(case, drawn, None)
     if case.op == "skip_cell":
         limits = dict.fromkeys(found, TOLERANCE[drawn[0][0].dtype])
     else:
-        reference = worst(case, drawn, OPERATIONS[case.op].reference)
+        reference = worst(case, drawn, operation.reference)
         beside = {kind: BESIDE if kind in ("output", "states") else SUMS for kind in reference}
         limits = {kind: max(beside[kind] * e, FLOOR) for kind, e in reference.items()}
     assert all(found[kind] <= limits[kind] for kind in found), (
         f"{case}: errors of output and gradients {found}, allowed {limits}"
     )
     return drawn[0]
+
+
+def _on(device: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    return tensors if device == "cpu" else [t.to(device) for t in tensors]
 
 
 def worst(case: Case, drawn: Sequence[Sequence[Tensor]], function: Callable[..., Tensor] | None) -> dict[str, float]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ftso_fast.kernels import aot
+import verification
+from ftso_fast.kernels import _tuning, aot, testing, tune
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ftso_fast import kernels
@@ -24,7 +25,8 @@ INTERPRETED = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
 
 def run(arguments, **variables):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"} | variables
+    environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {name: str(value) for name, value in variables.items()}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=900, env=environment, cwd=ROOT
     )
@@ -32,10 +34,14 @@ def run(arguments, **variables):
 
 
 @pytest.mark.parametrize("path", INTERPRETED, ids=lambda p: p.stem)
-def test_interpreted(path):
-    """Each file of tests/gpu by Triton's interpreter."""
-    code, said = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", path], TRITON_INTERPRET="1")
+def test_interpreted(path, tmp_path):
+    """Each file of tests/gpu by Triton's interpreter; what it shows is what docs/verified.json says."""
+    passed = tmp_path / "passed.json"
+    code, said = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", path], TRITON_INTERPRET="1", FTSO_VERIFIED=passed)
     assert code == 0, said[-6000:]
+    documented = json.loads(verification.VERIFIED.read_text())["tests"]
+    shown = json.loads(passed.read_text())
+    assert shown.items() <= documented.items()
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +166,40 @@ def test_a_search_on_the_cpu_leaves_triton_alone():
     )
     returned, said = run(["-c", code])
     assert returned == 0, said
+
+
+def test_the_page_of_verification_is_its_generators():
+    assert verification.page() == verification.PAGE.read_text()
+
+
+def test_the_page_covers_every_operation_forward_and_backward():
+    shown = json.loads(verification.VERIFIED.read_text())["tests"]
+    for op in testing.OPERATIONS:
+        for backend in ("cpu", "triton"):
+            assert {f"{op} {backend} forward float32", f"{op} {backend} backward float32"} <= set(shown)
+
+
+# -- blocks
+
+
+def test_every_block_of_the_table_is_whole():
+    for table in json.loads(_tuning.TABLE.read_text()).values():
+        for kernel, by_class in table.items():
+            names = set(tune.CANDIDATES[kernel][0])
+            assert all(set(block) == names for block in by_class.values())
+
+
+def test_an_own_table_goes_first(tmp_path, monkeypatch):
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"default": {"node": {"wide": {"BN": 64, "BC": 16, "BP": 32, "num_warps": 2}}}}))
+    monkeypatch.setenv("FTSO_TUNING", str(own))
+    cpu = torch.device("cpu")
+    assert _tuning.block("node", "wide", cpu)["num_warps"] == 2
+    assert _tuning.block("node", "narrow", cpu) == json.loads(_tuning.TABLE.read_text())["default"]["node"]["narrow"]
+
+
+@pytest.mark.parametrize("HW", [1, 9, 49, 64, 196, 784, 1024, 3136])
+def test_little_of_a_block_lies_behind_a_planes_end(HW):
+    block = _tuning.planes_in(HW, 1024)
+    assert block["IMAGES"] * block["PIXELS"] <= 1024
+    assert -(-HW // block["PIXELS"]) * block["PIXELS"] < 2 * HW or HW < 64

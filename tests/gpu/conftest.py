@@ -40,6 +40,8 @@ def patch_once():
 
 if DEVICE == "cpu":
     patch_once()
+    # large blocks: a program costs the same, however many pixels it has
+    os.environ.setdefault("FTSO_TUNING", str(Path(__file__).with_name("interpreted.json")))
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,18 @@ def one_thread():
 @pytest.fixture
 def device():
     return DEVICE
+
+
+@pytest.fixture
+def memory_of_nan(monkeypatch):
+    """Fresh memory that kernels are given begins as NaN."""
+    real = torch.Tensor.new_empty
+
+    def new_empty(*arguments, **options):
+        made = real(*arguments, **options)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
 
 
 @pytest.fixture
