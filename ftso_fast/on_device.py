@@ -1,8 +1,8 @@
 """A search's steps on a GPU: few launches, batches and records that stay there, an iteration as two CUDA graphs.
 
 Not run on a GPU yet: the graphs' capture is tested with a stand-in only, the steps themselves on the cpu. A step is the
-plain one of `run` with its optimizer over lists of tensors; what changes between steps (rates, Adam's corrections) is
-read from tensors, so that a graph can be replayed. The host waits once a step, for its loss.
+plain one of `run` with torch's fused optimizers over lists of tensors; what changes between steps (the rate, Adam's
+count) is read from tensors, so that a graph can be replayed. The host waits once a step, for its loss.
 """
 
 import math
@@ -69,18 +69,16 @@ class DeviceRun(Run):
         self.device, self.replayed = device, replayed
         self.steps: dict[tuple[Any, ...], Callable[..., Sequence[Tensor]]] = {}
         self.rate = torch.zeros((), dtype=self.weights[0].dtype, device=device)
-        self.size, self.bias = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+        self.counts = [torch.zeros((), device=device) for _ in self.arch]
 
     def architecture_step(self, batch: Batch) -> None:
         """`Run.architecture_step`."""
         with self.timed("architecture"), self.net.only_arch():
             self.adam.steps += 1
-            self.size.fill_(self.adam.lr / (1 - self.adam.betas[0] ** self.adam.steps))
-            self.bias.fill_(1 / math.sqrt(1 - self.adam.betas[1] ** self.adam.steps))
             report, *self.gradient = self._step("architecture", self._architecture, batch)
-            loss, finite, moving = report.tolist()
-            self._record(0, torch.tensor(loss, dtype=torch.float64), bool(finite))
-            if not moving:
+            loss, norm = report.tolist()
+            self._record(0, torch.tensor(loss, dtype=torch.float64), math.isfinite(norm))
+            if not norm:
                 raise self._nothing_to_follow()
 
     def unrolled_step(self, valid: Batch, train: Batch, lr: float) -> None:
@@ -92,8 +90,8 @@ class DeviceRun(Run):
         with self.timed("weights"), self.net.only_weights():
             self.rate.fill_(lr)
             (report,) = self._step("weights", self._weights, batch)
-            loss, finite = report.tolist()
-            self._record(1, torch.tensor(loss, dtype=torch.float64), bool(finite))
+            loss, norm = report.tolist()
+            self._record(1, torch.tensor(loss, dtype=torch.float64), math.isfinite(norm))
 
     def _there(self, batch: Batch) -> Batch:
         return Batch(*(t.to(self.device, non_blocking=True) for t in (batch.images, batch.labels)))
@@ -108,52 +106,65 @@ class DeviceRun(Run):
     def _architecture(self, images: Tensor, labels: Tensor) -> Sequence[Tensor]:
         loss = F.cross_entropy(self.net(images), labels)
         grads = list(torch.autograd.grad(loss, self.arch))
-        norm = clip(grads, self.config.arch_grad_clip)
-        adam_step(self.adam, grads, self.size, self.bias)
-        return [torch.stack([loss.double(), norm.isfinite().double(), (norm != 0).double()]), *grads]
+        norm, limit = norm_of(grads), self.config.arch_grad_clip
+        if limit is not None:
+            torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1.0))
+        adam_step(self.adam, grads, self.counts)
+        return [torch.stack([loss.detach().to(norm.dtype), norm]), *grads]
 
     def _weights(self, images: Tensor, labels: Tensor) -> Sequence[Tensor]:
         loss = F.cross_entropy(self.net(images), labels)
         grads = list(torch.autograd.grad(loss, self.weights))
-        norm = clip(grads, self.config.grad_clip)
-        sgd_step(self.sgd, grads, self.rate)
-        return [torch.stack([loss.detach().double(), norm.isfinite().double()])]
+        norm, limit = norm_of(grads), self.config.grad_clip
+        divisor = None if limit is None else ((norm.float() + 1e-6) / limit).clamp(min=1.0)
+        sgd_step(self.sgd, grads, self.rate, divisor)
+        return [torch.stack([loss.detach(), norm])]
 
 
 @torch.no_grad()
-def clip(grads: list[Tensor], limit: float | None) -> Tensor:
-    """`optimizer.clip_norm` over lists."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    if limit is not None:
-        torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+def norm_of(grads: list[Tensor]) -> Tensor:
+    """The common 2-norm."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
 
 
 @torch.no_grad()
-def adam_step(adam: Adam, grads: Sequence[Tensor], size: Tensor, bias: Tensor) -> None:
-    """`Adam.step` over lists; size: lr / (1 - decay_1^t), bias: 1 / sqrt(1 - decay_2^t)."""
-    decay_1, decay_2 = adam.betas
+def adam_step(adam: Adam, grads: list[Tensor], steps: list[Tensor]) -> None:
+    """`Adam.step` in one launch; steps: a count for each tensor."""
     tensors = list(adam.tensors)
-    grads = torch._foreach_add(list(grads), tensors, alpha=adam.weight_decay)
-    torch._foreach_lerp_(adam.first, grads, 1 - decay_1)
-    torch._foreach_mul_(adam.second, decay_2)
-    torch._foreach_addcmul_(adam.second, grads, grads, value=1 - decay_2)
-    scale = torch._foreach_sqrt(adam.second)
-    torch._foreach_mul_(scale, bias)
-    torch._foreach_add_(scale, adam.eps)
-    step = torch._foreach_div(adam.first, scale)
-    torch._foreach_mul_(step, size)
-    torch._foreach_sub_(tensors, step)
+    torch._foreach_add_(steps, 1)
+    torch._fused_adam_(
+        tensors,
+        grads,
+        adam.first,
+        adam.second,
+        [],
+        steps,
+        lr=adam.lr,
+        beta1=adam.betas[0],
+        beta2=adam.betas[1],
+        weight_decay=adam.weight_decay,
+        eps=adam.eps,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 @torch.no_grad()
-def sgd_step(sgd: SGD, grads: Sequence[Tensor], rate: Tensor) -> None:
-    """`SGD.step` over lists, at the rate of a tensor."""
-    tensors = list(sgd.tensors)
-    directions = torch._foreach_add(list(grads), tensors, alpha=sgd.weight_decay)
+def sgd_step(sgd: SGD, grads: list[Tensor], rate: Tensor, divisor: Tensor | None) -> None:
+    """`SGD.step` in one launch, at the rate of a tensor, with gradients over `divisor`."""
+    first = sgd.velocity is None
     if sgd.velocity is None:
-        sgd.velocity = list(directions)
-    else:
-        torch._foreach_mul_(sgd.velocity, sgd.momentum)
-        torch._foreach_add_(sgd.velocity, directions)
-    torch._foreach_sub_(tensors, torch._foreach_mul(sgd.velocity, rate))
+        sgd.velocity = [torch.empty_like(t) for t in sgd.tensors]
+    torch._fused_sgd_(
+        list(sgd.tensors),
+        grads,
+        sgd.velocity,
+        weight_decay=sgd.weight_decay,
+        momentum=sgd.momentum,
+        lr=rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=first,
+        grad_scale=divisor,
+    )

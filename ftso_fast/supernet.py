@@ -163,7 +163,7 @@ class SuperNet(nn.Module):
             bounds.append(bounds[-1] + len(node))
         return torch.cat([betas[a:b].softmax(0) for a, b in pairwise(bounds)])
 
-    def _edges_together(self) -> tuple[Tensor, ...]:
+    def _edges_together(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
         """`edge_weights` of both cells in few launches: a row of a table for each node, -inf behind its edges."""
         betas = self.betas()
         device = betas[0].device
@@ -185,7 +185,7 @@ class SuperNet(nn.Module):
         rows_of, back_from, nothing = self._table
         table = torch.cat([*betas, nothing]).index_select(0, rows_of).view(-1, widest)
         flat = table.softmax(1).view(-1).index_select(0, back_from)
-        return flat.split([len(b) for b in betas])
+        return flat.to(dtype).split([len(b) for b in betas])
 
     def on(self, device: torch.device) -> "SuperNet":
         """Move weights and architecture parameters."""
@@ -203,15 +203,15 @@ class SuperNet(nn.Module):
             )
         if not self.skip_only:
             return self._mixed(images)
-        together = images.device.type != "cpu"
-        weights = self._edges_together() if together else map(self.edge_weights, self.betas())
-        normal, reduce = (w.to(images.dtype) for w in weights)
         table = {name: partial(self._fused, name) for name in ("cuda", "triton", "cpu")}
         reasons = cannot(images, self.spec)
         network = choose("super-network", {**table, "reference": self._textbook}, images, reasons)
         if self.precision != "float32" and network is not table["cpu"]:
             reason = reasons["cpu"] or "it was not chosen"
             raise UsageError(f"precision: {self.precision} needs the cpu backend, which does not run here: {reason}")
+        on_cpu = network is table["cpu"] or network == self._textbook
+        edges = map(self.edge_weights, self.betas()) if on_cpu else self._edges_together(images.dtype)
+        normal, reduce = (e.to(images.dtype) for e in edges)
         return network(images, normal, reduce)
 
     def _textbook(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:

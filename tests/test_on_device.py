@@ -41,9 +41,9 @@ def test_the_steps_are_those_of_the_plain_search(clip):
             run.architecture_step(batch)
             run.weight_step(batch, 0.1 / (number + 1))
     for a, b in zip([*plain.arch, *plain.weights], [*ours.arch, *ours.weights], strict=True):
-        assert (a - b).abs().max() <= 1e-9 * a.abs().max()
-    assert ours.losses[0] == pytest.approx(plain.losses[0], rel=1e-9)
-    assert ours.losses[1] == pytest.approx(plain.losses[1], rel=1e-9)
+        assert (a - b).abs().max() <= 1e-5 * a.abs().max()
+    assert ours.losses[0] == pytest.approx(plain.losses[0], rel=1e-6)
+    assert ours.losses[1] == pytest.approx(plain.losses[1], rel=1e-6)
     assert (ours.adam.steps, plain.adam.steps) == (6, 6)
     moved = [(a.detach() - b).abs().max() for a, b in zip(plain.arch, plain.before, strict=True)]
     assert min(moved) > 1e-3
