@@ -290,12 +290,13 @@ class Tile(NamedTuple):
     warps: int
 
 
-def tile(channels: int, rows: int) -> Tile:
-    """As many pixels as leave nodes and products in registers; the interpreter has no registers and slow programs."""
+def tile(channels: int, backward: bool) -> Tile:
+    """As many pixels as leave nodes and products in registers on every GPU that `aot` compiles for; the interpreter has
+    no registers and slow programs."""
     if interpreted():
         return Tile(256, 256, 64, 4)
-    warps = 8 if channels >= 64 else 4
-    return Tile(max(16, min(1024 * warps // power_of_two(rows), 256 * warps // channels, 64)), 16, 16, warps)
+    warps = 8 if channels >= 64 or (backward and channels == 32) else 4
+    return Tile(max(16, min(64, 1024 // channels)), 16, 16, warps)
 
 
 def weight_parts(pixels: int, rows: int) -> int:
@@ -319,14 +320,14 @@ def _forward(stage: str, inputs: _Inputs, edges: Tensor, k: int, w: Tensor | Non
     constants = {"C": C, "K": k, "Q": inputs.q}
     if w is None:
         mean = edges.new_empty(B, 4 * C)
-        own = tile(C, 16)
+        own = tile(C, False)
         launch(
             f"{stage}_pool_fwd", pool, (B,), [*inputs.arguments(edges), edges, mean, W, HW, *inputs.strides()],
             {**constants, "P": min(own.pixels, power_of_two(HW, 16))}, own.warps, moved(*inputs.tensors(), mean),
         )  # fmt: skip
         return Outputs(None, None, mean)
     N, S = w.shape[0], 0 if w_strided is None else w_strided.shape[0] // 2
-    own = tile(C, max(N, S))
+    own = tile(C, False)
     z = inputs.like.new_empty(B, N, H, W)
     z_strided = inputs.like.new_empty(B, 2 * S, H // 2, W // 2)
     n = _tiles(B, HW, own.pixels, bool(S))
@@ -382,7 +383,7 @@ def _backward(
     B, _, H, W = inputs.like.shape
     C, HW = inputs.channels, H * W
     N, S = 0 if r.w is None else r.w.shape[0], 0 if r.w_strided is None else r.w_strided.shape[0] // 2
-    own = tile(C, 32)
+    own = tile(C, True)
     n = _tiles(B, HW, own.pixels, bool(S))
     sums = edges.new_empty(n, 2, 2 * C if inputs.raw else 8 * inputs.q)
     dots = edges.new_empty(n, 14)
@@ -412,7 +413,7 @@ def _coefficients(d: Behind | None, missing: Tensor) -> tuple[Tensor, Tensor, Te
     if d is None:
         return missing, missing, missing
     together = d.al._base
-    if together is None or together.shape != (3, len(d.al)) or together.data_ptr() != d.al.data_ptr():
+    if together is None or together.shape != (3, len(d.al)) or together.storage_offset() != d.al.storage_offset():
         together = torch.stack(d[2:])
     return d.g, d.z, together
 
@@ -441,13 +442,13 @@ def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tupl
     """Every kernel at every stage of the search's own network."""
     for name, (C, Q, N, S) in STAGES.items():
         shape = {"C": C, "K": 4, "Q": Q}
-        own = tile(C, max(N, S))
+        own = tile(C, False)
         rows = {"ROWS": power_of_two(N, 16), "STRIDED_ROWS": power_of_two(S, 16) if S else 0}
         kernel, constants = (fwd, {**shape, **rows}) if N else (pool, shape)
         yield aot_case(
             f"{kernel.__name__}/{name}", kernel, {**constants, "P": own.pixels}, _FLOATS, _DIVISIBLE, own.warps
         )
-        own = tile(C, 32)
+        own = tile(C, True)
         constants = {**shape, "STRIDED": S > 0, "POOLED": N == 0, "NEED0": True, "NEED1": True, "WEIGHTS": N > 0}
         constants |= {"P": own.pixels, "P_WEIGHTS": own.pixels_weights, "ROWS": own.rows_weights}
         yield aot_case(f"bwd/{name}", bwd, constants, _FLOATS, _DIVISIBLE, own.warps)

@@ -190,7 +190,7 @@ def finish_affine_backward(sums: Tensor, norm: Norm, gamma: Tensor, pixels: int)
     found, d_gamma, d_beta = (sums.new_empty(*shape, len(gamma)) for shape in ((3,), (), ()))
     launch(
         "finish_bwd", affine_coefficients, (triton.cdiv(len(gamma), _CHANNELS),),
-        [sums, len(sums), len(gamma), norm.mean, norm.rows[2], gamma, found, d_gamma, d_beta, pixels],
+        [sums, len(sums), len(gamma), norm.mean, norm.rows.select(0, 2), gamma, found, d_gamma, d_beta, pixels],
         {"PARTS": _PARTS, "CHANNELS": _CHANNELS}, 4, moved(sums, found, d_gamma, d_beta),
     )  # fmt: skip
     return found, d_gamma, d_beta

@@ -31,7 +31,7 @@ class Rows(NamedTuple):
     of: tuple[int, ...]
 
     def within(self, flat: Tensor) -> Tensor:
-        return flat[self.at : self.at + self.height * self.columns].view(self.height, self.columns)
+        return flat.narrow(0, self.at, self.height * self.columns).view(self.height, self.columns)
 
 
 class Cell(NamedTuple):
@@ -124,13 +124,18 @@ class Kept(NamedTuple):
     def source(self, cell: Cell, i: int) -> Raw:
         tensor, first = cell.sources[i]
         z, norm = self.tensors[tensor]
-        channels = slice(first, first + cell.channels)
-        return Raw(z[:, channels], norm.rows[0, channels], norm.rows[1, channels])
+        scale, shift = norm.rows.narrow(1, first, cell.channels).unbind(0)
+        return Raw(z.narrow(1, first, cell.channels), scale, shift)
+
+
+def _pixels(z: Tensor) -> int:
+    """Of a channel, in the whole batch."""
+    return z.numel() // z.shape[1]
 
 
 def _paths(kept: Kept, i: int) -> Paths:
     f, norm, pooled = kept.paths[i]
-    return Paths(Raw(f, norm.rows[0], norm.rows[1]), pooled)
+    return Paths(Raw(f, *norm.rows.unbind(0)), pooled)
 
 
 def forward(
@@ -140,7 +145,7 @@ def forward(
     step = importlib.import_module(f"{__package__}.cell_step_{backend}")
     stem = stem_step_triton.convolution(images, p.stem.within(flat))
     norm, _ = finish(stem, affine=(gamma, beta))
-    kept = Kept(Stem(stem.z, *norm.rows), norm, [], {})
+    kept = Kept(Stem(stem.z, *norm.rows.unbind(0)), norm, [], {})
     product = stem_step_triton.products(kept.stem, p.tensors[0].within(flat))
     kept.tensors.append((product.z, finish(product)[0]))
     pooled = images.new_empty(0)
@@ -171,13 +176,12 @@ class _Partial:
     """Room for the parts of every weight gradient, in the order of the flat weights, and their sum."""
 
     def __init__(self, p: Plan, kept: Kept, images: Tensor) -> None:
-        pixels = images.numel() // images.shape[1]
-        parts = {p.stem.at: cell_step_triton.weight_parts(pixels, p.stem.height)}
+        parts = {p.stem.at: cell_step_triton.weight_parts(_pixels(images), p.stem.height)}
         for rows, (z, _) in zip(p.tensors, kept.tensors, strict=True):
-            parts[rows.at] = cell_step_triton.weight_parts(z.numel() // z.shape[1], rows.height)
+            parts[rows.at] = cell_step_triton.weight_parts(_pixels(z), rows.height)
         for i, cell in enumerate(p.cells):
             if cell.paths is not None:
-                parts[cell.paths.at] = cell_step_triton.weight_parts(kept.paths[i][0][:, 0].numel(), 64)
+                parts[cell.paths.at] = cell_step_triton.weight_parts(_pixels(kept.paths[i][0]), 64)
             if cell.strided is not None and cell.product is not None:
                 parts[p.tensors[cell.strided].at] = parts[p.tensors[cell.product].at]
         all_rows = [p.stem, *p.tensors, *(cell.paths for cell in p.cells if cell.paths is not None)]
@@ -195,7 +199,8 @@ class _Partial:
 
     def of(self, rows: Rows) -> Tensor:
         at, parts = self.starts[rows.at]
-        return self.memory[at : at + parts * rows.height * rows.columns].view(parts, rows.height, rows.columns)
+        memory = self.memory.narrow(0, at, parts * rows.height * rows.columns)
+        return memory.view(parts, rows.height, rows.columns)
 
     def total(self) -> Tensor:
         out = self.memory.new_empty(self.size)
@@ -213,13 +218,13 @@ class _Backward:
 
     def __init__(
         self, p: Plan, kept: Kept, images: Tensor, edges: Sequence[Tensor], flat: Tensor, k: int, backend: str,
-        weights: bool,
+        arch: bool, weights: bool,
     ) -> None:  # fmt: skip
         self.p, self.kept, self.images, self.edges, self.flat, self.k = p, kept, images, edges, flat, k
         self.step: Any = importlib.import_module(f"{__package__}.cell_step_{backend}")
         self.partial = _Partial(p, kept, images) if weights else None
         self.gradients: dict[int, tuple[Tensor, Tensor]] = {}
-        self.totals = flat.new_zeros(2, 14, dtype=torch.float64)
+        self.totals = flat.new_zeros(2, 14, dtype=torch.float64) if arch else None
 
     def gradient(self, tensor: int) -> tuple[Tensor, Tensor]:
         """Room for a tensor's gradient, and for its coefficients (3, N)."""
@@ -234,15 +239,16 @@ class _Backward:
         if not tensor and self.partial is None:
             return None, None
         (g, coefficients), norm = self.gradient(tensor), self.kept.tensors[tensor][1]
-        channels = slice(first, first + cell.channels)
-        own = Slice(norm.mean[channels], norm.rows[0, channels], coefficients[:, channels], g[:, 0].numel())
-        return g[:, channels], own
+        mean, scale, rows = (
+            t.narrow(-1, first, cell.channels) for t in (norm.mean, norm.rows.select(0, 0), coefficients)
+        )
+        return g.narrow(1, first, cell.channels), Slice(mean, scale, rows, _pixels(g))
 
     def behind(self, tensor: int | None) -> Behind | None:
         if tensor is None:
             return None
         (g, coefficients), (z, _) = self.gradients.pop(tensor), self.kept.tensors[tensor]
-        return Behind(g, z, *coefficients)
+        return Behind(g, z, *coefficients.unbind(0))
 
     def cell(self, i: int, d_pooled: Tensor) -> None:
         cell, partial = self.p.cells[i], self.partial
@@ -253,12 +259,13 @@ class _Backward:
         d_mean = d_pooled if w is None else None
         x0, x1 = self.kept.source(cell, 0), self.kept.source(cell, 1)
         (g0, slice0), (g1, slice1) = self.into(cell, 0), self.into(cell, 1)
-        edges, total = self.edges[cell.reduction], self.totals[int(cell.reduction)]
+        edges = self.edges[cell.reduction]
+        total = None if self.totals is None else self.totals.select(0, int(cell.reduction))
         if cell.paths is None:
             found = self.step.backward(
                 x0, x1, edges, self.k, w, w_strided, d, d_strided, d_mean, g0, g1, dw, dw_strided
             )
-            finish_backward(found.sums, (slice0, slice1), found.dots, total)
+            finish_backward(found.sums, (slice0, slice1), found.dots if total is not None else None, total)
             return
         paths, norm = _paths(self.kept, i), self.kept.paths[i][1]
         g_f, g_pooled = torch.empty_like(paths.f.z), torch.empty_like(paths.pooled)
@@ -266,14 +273,15 @@ class _Backward:
             paths, edges, self.k, w, w_strided, d, d_strided, d_mean, g_f, g_pooled, dw, dw_strided
         )
         coefficients = self.flat.new_empty(3, g_f.shape[1])
-        own = Slice(norm.mean, norm.rows[0], coefficients, g_f[:, 0].numel())
-        finish_backward(found.sums, (own,), found.dots, total)
+        own = Slice(norm.mean, norm.rows.select(0, 0), coefficients, _pixels(g_f))
+        finish_backward(found.sums, (own,), found.dots if total is not None else None, total)
         if g0 is None and g1 is None:
             return
         q = cell.channels // self.k
+        d_f = Behind(g_f, paths.f.z, *coefficients.unbind(0))
         sums = reduce_step_triton.paths_backward(
-            x0, x1, cell.paths.within(self.flat), q, Behind(g_f, paths.f.z, *coefficients), coefficients, g_pooled,
-            g0, g1, None if partial is None else partial.of(cell.paths),
+            x0, x1, cell.paths.within(self.flat), q, d_f, coefficients, g_pooled, g0, g1,
+            None if partial is None else partial.of(cell.paths),
         )  # fmt: skip
         finish_backward(sums, (slice0, slice1))
 
@@ -283,12 +291,12 @@ class _Backward:
         kept, rows = self.kept, self.p.tensors[0]
         (g, coefficients), (z, _) = self.gradients.pop(0), kept.tensors[0]
         g_stem = torch.empty_like(kept.stem.z)
-        d = Behind(g, z, *coefficients)
+        d = Behind(g, z, *coefficients.unbind(0))
         dw = self.partial.of(rows)
         sums = stem_step_triton.products_backward(kept.stem, rows.within(self.flat), d, coefficients, g_stem, dw)
-        pixels = g_stem[:, 0].numel()
+        pixels = _pixels(g_stem)
         coefficients, d_gamma, d_beta = finish_triton.finish_affine_backward(sums, kept.norm, gamma, pixels)
-        d = Behind(g_stem, kept.stem.z, *coefficients)
+        d = Behind(g_stem, kept.stem.z, *coefficients.unbind(0))
         stem_step_triton.convolution_backward(self.images, d, coefficients, self.partial.of(self.p.stem))
         return self.partial.total(), d_gamma, d_beta
 
@@ -304,12 +312,12 @@ class _Chain(torch.autograd.Function):
         pooled, kept = forward(p, images, edges, flat, weights[1], weights[2], spec.k, backend)
         ctx.save_for_backward(images, *edges, weights[1])
         ctx.rest = p, kept, flat, spec.k, backend, [w.shape for w in weights]
-        ctx.needs_weights = any(ctx.needs_input_grad[5:])
+        ctx.needs = any(ctx.needs_input_grad[1:3]), any(ctx.needs_input_grad[5:])
         return pooled
 
     @staticmethod
     def backward(ctx: Any, d_pooled: Tensor) -> tuple[Tensor | None, ...]:
-        normal, reduce, *weights = _ChainBackward.apply(ctx.rest, ctx.needs_weights, d_pooled, *ctx.saved_tensors)
+        normal, reduce, *weights = _ChainBackward.apply(ctx.rest, ctx.needs, d_pooled, *ctx.saved_tensors)
         return None, normal, reduce, None, None, *weights
 
 
@@ -318,22 +326,23 @@ class _ChainBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rest: tuple[Any, ...], needs_weights: bool, d_pooled: Tensor, *tensors: Tensor
+        ctx: Any, rest: tuple[Any, ...], needs: tuple[bool, bool], d_pooled: Tensor, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
         p, kept, flat, k, backend, shapes = rest
         ctx.backend = backend
         images, *edges, gamma = tensors
-        run = _Backward(p, kept, images, edges, flat, k, backend, needs_weights)
+        run = _Backward(p, kept, images, edges, flat, k, backend, *needs)
         d_pooled = d_pooled.contiguous()
         for i in reversed(range(len(p.cells))):
             run.cell(i, d_pooled)
         found: list[Tensor | None] = [None] * len(shapes)
-        if needs_weights:
+        if needs[1]:
             total, found[1], found[2] = run.stem(gamma)
             pieces = total.split([shapes[i].numel() for i in p.order])
             for i, piece in zip(p.order, pieces, strict=True):
                 found[i] = piece.view(shapes[i])
-        return *run.totals.float(), *found
+        normal, reduce = (None, None) if run.totals is None else run.totals.float().unbind(0)
+        return normal, reduce, *found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
