@@ -5,6 +5,7 @@ docs/verified.json and the budget of compiled kernels; `--run` runs the tests th
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,10 @@ BARRIERS = {
     "partial_mix, pools": (1, "the pools' batch norms"),
 }
 """Where all of a batch must be known before the next number can be: one launch more than barriers is the least."""
+NODE = ("_node_triton", "partial_mix_triton")
+FILES = dict.fromkeys(("sep_conv", "dil_conv", "relu_conv_bn", "factorized_reduce", "partial_mix"), NODE)
+FILES["skip_net"] = ("stem_step_triton", "cell_step_triton", "reduce_step_triton", "finish_triton")
+"""The files of an operation's kernels, where that is not `<operation>_triton`."""
 HOW = {"cpu": "run", "triton": "interpreted", "cuda": "emulated"}
 ABOUT = """\
 # What is verified, and how
@@ -82,8 +87,10 @@ def _cell(name: str, n: int, budget: dict[str, Any]) -> str:
     if backend != "triton":
         return how
     short = dtype.replace("bfloat", "bf").replace("float", "fp")
-    files = {"skip_cell": ("skip_cell_triton",)}.get(op, (f"{op}_triton", "_node_triton", "partial_mix_triton"))
-    targets = {t for kernel in budget if kernel.split(".")[0] in files and short in kernel for t in budget[kernel]}
+    kernels = [k for k in budget if k.split(".")[0] in FILES.get(op, (f"{op}_triton",))]
+    # where no type is named it is float32
+    own = [k for k in kernels if short in k or (short == "fp32" and not re.search(r"[bf][pf](16|32)", k))]
+    targets = set.intersection(*(set(budget[k]) for k in own)) if own else set()
     return f"{how}, compiled for {len(targets)}" if targets else f"{how}, not compiled ahead of time"
 
 

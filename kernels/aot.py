@@ -9,13 +9,15 @@ global memory by their width in bits. Triton must not have been imported for its
 import argparse
 import importlib
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,15 +161,24 @@ def over(found: dict[str, int], budget: dict[str, int]) -> list[str]:
     return [f"{what} {found[what]}, budget {budget.get(what, 0)}" for what in MORE if found[what] > budget.get(what, 0)]
 
 
-def table(targets: list[str], select: str = "") -> dict[str, dict[str, dict[str, int]]]:
-    """By kernel, by target; `select`: only names that contain it."""
-    chosen = [case for case in cases() if select in case.name]
-    pairs = [(case, target) for case in chosen for target in targets]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        measured = list(pool.map(lambda pair: measure(*pair), pairs))
+@cache
+def _by_name() -> dict[str, AotCase]:
+    return {case.name: case for case in cases()}
+
+
+def _measure(pair: tuple[str, str]) -> dict[str, int]:
+    return measure(_by_name()[pair[0]], pair[1])
+
+
+def table(targets: Sequence[str], select: str = "") -> dict[str, dict[str, dict[str, int]]]:
+    """By kernel, by target; `select`: only names that contain it. Compiled in several processes: Triton holds Python's
+    lock for most of the time."""
+    pairs = [(name, target) for name in _by_name() if select in name for target in targets]
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        measured = list(pool.map(_measure, pairs, chunksize=len(targets)))
     found: dict[str, dict[str, dict[str, int]]] = {}
-    for (case, target), values in zip(pairs, measured, strict=True):
-        found.setdefault(case.name, {})[target] = values
+    for (name, target), values in zip(pairs, measured, strict=True):
+        found.setdefault(name, {})[target] = values
     return found
 
 
