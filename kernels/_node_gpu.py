@@ -29,7 +29,8 @@ _LIB.define(
 
 def _fwd(*arguments: Any) -> Any:
     call = checked("partial_mix", NodeCall(*arguments), "triton", DTYPES)
-    return on_first_call("_node_triton", "node_fwd")(call.ready())
+    with torch.cuda.device_of(call.inputs[0]):  # Triton launches on the current device
+        return on_first_call("_node_triton", "node_fwd")(call.ready())
 
 
 def _fwd_fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -46,23 +47,24 @@ def _fwd_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _checked_backward(grad: Tensor, *arguments: Any) -> tuple[NodeCall, Sequence[Tensor], Sequence[bool], bool]:
     op = "partial_mix_bwd"
-    *saved, needs, needs_weights = arguments[:4], *arguments[-2:]
+    saved, (needs, needs_weights) = arguments[:4], arguments[-2:]
     call = checked(op, NodeCall(*arguments[4:-2]), "triton", DTYPES)
     check_tensor(f"{op}: grad", grad, call.shape, call.inputs[0])
     if len(needs) != len(call.inputs):
         raise ValueError(f"{op}: needs: expected {len(call.inputs)} flags, got {len(needs)}")
     plan = plan_of(call.ready())
     expected = plan.raw, plan.taps, 2 * plan.T, 3 * plan.T
-    for name, t, n in zip(("raw", "taps", "stats", "coefs"), saved[0], expected, strict=True):
+    for name, t, n in zip(("raw", "taps", "stats", "coefs"), saved, expected, strict=True):
         if t.shape != (n,):
             raise ValueError(f"{op}: {name}: expected what forward left, of shape {(n,)}, got {tuple(t.shape)}")
-    return call, saved[0], needs, needs_weights
+    return call, saved, needs, needs_weights
 
 
 def _bwd(grad: Tensor, *arguments: Any) -> Any:
     call, saved, needs, needs_weights = _checked_backward(grad, *arguments)
     run = on_first_call("_node_triton", "node_bwd")
-    return run(call.ready(), planes(grad), *(t.contiguous() for t in saved), needs, needs_weights)
+    with torch.cuda.device_of(grad):
+        return run(call.ready(), planes(grad), *(t.contiguous() for t in saved), needs, needs_weights)
 
 
 def _bwd_fake(grad: Tensor, *arguments: Any) -> tuple[Any, ...]:

@@ -266,4 +266,5 @@ def aot_cases() -> Iterator[tuple[Any, ...]]:
             if dtype != "fp32" and function in (finish_fwd, finish_inner):
                 continue  # their arguments have no other type
             own = signature(function, types, more)
-            yield f"{function.__name__}-{dtype}", function, own, more, divisible(own, ("P", "Q")), 4
+            warps = 8 if function in (mix_fwd, mix_bwd) else 4
+            yield f"{function.__name__}-{dtype}", function, own, more, divisible(own, ("P", "Q")), warps

@@ -22,7 +22,6 @@ def pools_fwd(xs, raw, taps, parts, pool, c0, T, P, Q, Wo, BC: tl.constexpr, BP:
     best = tl.full([BC, BP], float("-inf"), tl.float32)
     tap = tl.zeros([BC, BP], tl.int32)
     total = tl.zeros([BC, BP], tl.float32)
-    count = tl.zeros([BP], tl.float32)
     for t in tl.range(0, 9, num_stages=1):
         r, s = row * S + (t // 3 - 1), column * S + (t % 3 - 1)
         inside = there & (r >= 0) & (r < H) & (s >= 0) & (s < W)
@@ -31,7 +30,6 @@ def pools_fwd(xs, raw, taps, parts, pool, c0, T, P, Q, Wo, BC: tl.constexpr, BP:
         tap = tl.where(higher, t, tap)
         best = tl.where(higher, v, best)
         total += tl.where(known & inside[None, :], v, 0.0)
-        count += inside.to(tl.float32)
     best = tl.where(known, best, 0.0)
     n = tl.minimum(P - tile * BP, BP)
     parts += tile.to(tl.int64) * 2 * T
@@ -42,7 +40,9 @@ def pools_fwd(xs, raw, taps, parts, pool, c0, T, P, Q, Wo, BC: tl.constexpr, BP:
         tl.store(taps + offset(pool + 11) + at, tap.to(tl.int8), known)
         put_sums(parts, y.to(tl.float32), T, number(pool + 9), c, C, there, n)
     if offset(pool + 8) >= 0:
-        y = (total / tl.maximum(count, 1.0)[None, :]).to(raw.dtype.element_ty)
+        high = tl.minimum(row * S + 2, H) - tl.maximum(row * S - 1, 0)
+        wide = tl.minimum(column * S + 2, W) - tl.maximum(column * S - 1, 0)
+        y = (total / tl.maximum(high * wide, 1).to(tl.float32)[None, :]).to(raw.dtype.element_ty)
         tl.store(raw + offset(pool + 8) + at, y, known)
         put_sums(parts, y.to(tl.float32), T, number(pool + 10), c, C, there, n)
 

@@ -105,7 +105,8 @@ def _bwd_cpu(
 
 def _fwd_triton(x0: Tensor, x1: Tensor, weights: Tensor, k: int) -> Tensor:
     _check(x0, x1, weights, k)
-    out: Tensor = on_first_call("skip_cell_triton", "skip_cell_fwd")(x0, x1, weights, k)
+    with torch.cuda.device_of(x0):  # Triton launches on the current device
+        out: Tensor = on_first_call("skip_cell_triton", "skip_cell_fwd")(x0, x1, weights, k)
     return out
 
 
@@ -113,7 +114,8 @@ def _bwd_triton(
     grad: Tensor, x0: Tensor, x1: Tensor, weights: Tensor, k: int, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     outs = _bwd_fake(grad, x0, x1, weights, k, needs)
-    on_first_call("skip_cell_triton", "skip_cell_bwd")(grad, x0, x1, weights, k, needs, outs)
+    with torch.cuda.device_of(x0):
+        on_first_call("skip_cell_triton", "skip_cell_bwd")(grad, x0, x1, weights, k, needs, outs)
     return outs
 
 
