@@ -107,7 +107,7 @@ def what_is_verified(verified: dict[str, Any], budget: dict[str, Any]) -> str:
             refused = "refused" if backend != "triton" and dtype != "float32" else "not tested"
             cells.append(_cell(name, tests[name], budget) if name in tests else refused)
         table.append([op, backend, *cells])
-    return aligned(table)
+    return "\n".join(aligned(table))
 
 
 def launches(verified: dict[str, Any]) -> str:
@@ -115,7 +115,7 @@ def launches(verified: dict[str, Any]) -> str:
     for name, (n, what) in BARRIERS.items():
         counted = verified["launches"][name]
         table.append([name, what, str(n + 1), *(str(c) for way in ("forward", "backward") for c in counted[way])])
-    return aligned(table)
+    return "\n".join(aligned(table))
 
 
 def floors() -> str:
@@ -131,7 +131,7 @@ def floors() -> str:
                 flops = 2 * (14 if direction == "forward" else 14 + 20 + 14) * prod((case.B, case.C, case.H, case.W))
             times = [f"{1e6 * max(moved / rate, flops / peak):.1f}" for rate, peak in GPUS.values()]
             table.append([str(case), direction, f"{moved / 1e6:.1f}", f"{flops / 1e9:.2f}", *times])
-    return aligned(table)
+    return "\n".join(aligned(table))
 
 
 def compiled(budget: dict[str, Any]) -> str:
@@ -139,7 +139,7 @@ def compiled(budget: dict[str, Any]) -> str:
     for name, by_target in sorted(budget.items()):
         cells = [f"{v['registers']}/{v['spills']}/{v['shared']}/{v['barriers']}" for _, v in sorted(by_target.items())]
         table.append([name, *cells])
-    return aligned(table)
+    return "\n".join(aligned(table))
 
 
 def page() -> str:
