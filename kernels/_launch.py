@@ -1,8 +1,10 @@
 """Starting a Triton kernel: the one place where it happens, so that launches can be counted, traced and left out."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._backend import interpreted, launched
@@ -25,8 +27,10 @@ def launch(
 
 
 def run(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: dict[str, Any], warps: int) -> None:
-    """Start it, uncounted."""
-    kernel[grid](*arguments, **constants, num_warps=warps)
+    """Start it, uncounted, on the device where its tensors lie."""
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*arguments, **constants, num_warps=warps)
 
 
 def moved(*tensors: Tensor) -> int:
@@ -46,4 +50,5 @@ def aot_case(
     those of `divisible` are multiples of 16."""
     names = [p.name for p in kernel.params]
     types = {n: "constexpr" if n in constants else "*fp32" if n in floats else "i32" for n in names}
+    types |= {"labels": "*i64"} if "labels" in names else {}
     return name, kernel, types, constants, tuple(n for n in divisible if n in names), warps
