@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import draw, info, search
+from .commands import draw, info, search, selfcheck
 from .errors import DataError, NumericalError, UsageError
 
-COMMANDS = (search, draw, info)  # in the order of the help
+COMMANDS = (search, draw, info, selfcheck)  # in the order of the help
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +42,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as stop:  # argparse has printed its sentence
         return int(stop.code or 0)
     try:
-        args.run(args)
+        return int(args.run(args) or 0)
     except UsageError as error:
         return _fail(2, error)
     except DataError as error:
@@ -57,7 +57,6 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(1, error)
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
-    return 0
 
 
 def _fail(code: int, message: object) -> int:

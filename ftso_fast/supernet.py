@@ -5,21 +5,24 @@ softmax among the edges of its node. Operator weights: one row of alphas for eac
 Partial channels: an operator sees the first 1/k of the channels, the rest bypasses it, a channel shuffle mixes both
 (PC-DARTS, section 3.1). With the skip connection alone an edge of stride 1 then is the shuffle, so a normal cell is
 one operation (`kernels.skip_cell`); at stride 2 it is a FactorizedReduce of its own per edge beside a max-pooled
-bypass. These modules are the definition; in float32 on the cpu the compiled chain of `kernels.skip_net` computes the
-same. Other sets of operators: `mixed.MixedCell`.
+bypass. These modules are the definition; in float32 the compiled chain of `kernels.skip_net` computes the same, on the
+cpu and on GPUs. Other sets of operators: `mixed.MixedCell`.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import kernels
 from .errors import UsageError
 from .genotype import N_INPUTS
-from .kernels import NetSpec, channel_shuffle, choose, cpu_cannot, skip_cell, skip_net
+from .kernels import NetSpec, cannot, channel_shuffle, choose, skip_cell, skip_net
 from .mixed import MixedCell
 from .operations import FactorizedReduce, ReLUConvBN, batch_norm, present
 from .space import CELLS, DARTS, SearchSpace, Topology
@@ -125,6 +128,7 @@ class SuperNet(nn.Module):
             reduction_prev = reduction
             c_prev_prev, c_prev = c_prev, space.n_nodes * C
         self.classifier = nn.Linear(c_prev, classes)
+        self._table: tuple[Tensor, Tensor, Tensor] | None = None
         self._places = [(module, name) for module in self.modules() for name in module._parameters]
         edges = [sum(map(len, self.topology[cell])) for cell in CELLS]
         n = len(space.operators)
@@ -161,6 +165,38 @@ class SuperNet(nn.Module):
             bounds.append(bounds[-1] + len(node))
         return torch.cat([betas[a:b].softmax(0) for a, b in pairwise(bounds)])
 
+    def _edges_together(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+        """`edge_weights` of both cells in few launches: a row of a table for each node, -inf behind its edges."""
+        betas = self.betas()
+        device = betas[0].device
+        sizes = [len(node) for cell in CELLS for node in self.topology[cell]]
+        widest = max(sizes)
+        if self._table is None or self._table[0].device != device:
+            at = 0
+            rows: list[int] = []
+            back: list[int] = []
+            for row, size in enumerate(sizes):
+                rows += [*range(at, at + size), *[sum(sizes)] * (widest - size)]
+                back += range(row * widest, row * widest + size)
+                at += size
+            self._table = (
+                torch.tensor(rows, device=device),
+                torch.tensor(back, device=device),
+                betas[0].new_full((1,), -torch.inf),
+            )
+        rows_of, back_from, nothing = self._table
+        table = torch.cat([*betas, nothing]).index_select(0, rows_of).view(-1, widest)
+        flat = table.softmax(1).view(-1).index_select(0, back_from)
+        return flat.to(dtype).split([len(b) for b in betas])
+
+    def on(self, device: torch.device) -> "SuperNet":
+        """Move weights and architecture parameters."""
+        self.to(device)
+        for name in ("alphas_normal", "alphas_reduce", "betas_normal", "betas_reduce"):
+            if (t := getattr(self, name)) is not None:
+                setattr(self, name, t.detach().to(device).requires_grad_())
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] != self.in_channels or images.shape[2] % 4 or images.shape[3] % 4:
             raise UsageError(
@@ -169,22 +205,31 @@ class SuperNet(nn.Module):
             )
         if not self.skip_only:
             return self._mixed(images)
-        normal, reduce = (self.edge_weights(b).to(images.dtype) for b in self.betas())
-        table = {"cpu": self._fused, "reference": self._textbook}
-        cannot = cpu_cannot(images, self.spec)
-        network = choose("super-network", table, images, cannot)
-        if self.precision != "float32" and network != self._fused:
-            reason = cannot or "it was not chosen"
+        table = {name: partial(self._fused, name) for name in ("cuda", "triton", "cpu")}
+        reasons = cannot(images, self.spec)
+        network = choose("super-network", {**table, "reference": self._textbook}, images, reasons)
+        if self.precision != "float32" and network is not table["cpu"]:
+            reason = reasons["cpu"] or "it was not chosen"
             raise UsageError(f"precision: {self.precision} needs the cpu backend, which does not run here: {reason}")
+        on_cpu = network is table["cpu"] or network == self._textbook
+        edges = map(self.edge_weights, self.betas()) if on_cpu else self._edges_together(images.dtype)
+        normal, reduce = (e.to(images.dtype) for e in edges)
         return network(images, normal, reduce)
+
+    def kernels_for(self, images: Tensor) -> str:
+        """The backend whose chain computes the network on such images; "reference": cell after cell."""
+        if not self.skip_only:
+            return "reference"
+        table: Mapping[str, Any] = dict(zip(kernels.BACKENDS, kernels.BACKENDS, strict=True))
+        return str(choose("super-network", table, images, cannot(images, self.spec)))
 
     def _textbook(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
         """The definition, cell after cell; differentiable as often as wanted."""
         return self._chain(images, (normal,), (reduce,))
 
-    def _fused(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
+    def _fused(self, backend: str, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
         """The same by the compiled chain of stages."""
-        return skip_net(images, normal, reduce, self.weights(), self.spec, self.precision)
+        return skip_net(images, normal, reduce, self.weights(), self.spec, self.precision, backend)
 
     def _mixed(self, images: Tensor) -> Tensor:
         """Any operators, cell after cell."""

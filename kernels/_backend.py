@@ -1,9 +1,12 @@
 """The only place that chooses who computes an operation.
 
 A backend that was asked for by name (`use_backend`, or the variable FTSO_BACKEND) runs or raises; left alone, the
-first of `BACKENDS` that can take the call does. `backends()` tells which of them this machine has.
+first of `BACKENDS` that can take the call does. `backends()` tells which of them this machine has. What only GPUs
+need, triton and the module _cuda, is imported when a tensor on a GPU comes or the backend is asked for by name.
 """
 
+import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch  # before _C: the core then shares the OpenMP runtime, and so the threads, that torch brought
 
-BACKENDS = ("cpu", "reference")  # fastest first
+BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
 ISAS = ("avx512bf16", "avx512", "avx2", "scalar")  # fastest first
 
 _C: ModuleType | None = None
@@ -38,6 +41,20 @@ def core() -> Any:
     return _C
 
 
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on tensors of the cpu: TRITON_INTERPRET=1 before the import."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def on_first_call(module: str, name: str) -> Callable[..., Any]:
+    """The function `name` of `ftso_fast.kernels.<module>`, which is imported when it is first called."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(f"{__package__}.{module}"), name)(*args, **options)
+
+    return call
+
+
 def _known(name: str, asked_by: str) -> str:
     if name not in BACKENDS:
         raise BackendError(f"{asked_by}: expected one of {', '.join(BACKENDS)}, got {name!r}")
@@ -56,11 +73,12 @@ def requested() -> str | None:
 def use_backend(name: str | None) -> Iterator[None]:
     """Within the block every operation runs on backend `name` or raises; None leaves the choice as it was.
 
-    Process-wide, not per thread. Raises BackendError for an unknown name, and for "cpu" without the core.
+    Process-wide, not per thread. "triton" takes tensors on a GPU, and on the cpu where TRITON_INTERPRET=1 was set
+    before triton was imported. Raises BackendError for an unknown name, and for one that this machine lacks.
     """
     global _forced
-    if name is not None and _known(name, "backend") == "cpu":
-        core()
+    if name is not None and (reason := backends()[_known(name, "backend")]):
+        raise BackendError(f"backend {name!r}: {reason}")
     before = _forced
     _forced = name if name is not None else _forced
     try:
@@ -69,40 +87,60 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
+_ON = {"cuda": ("cuda",), "triton": ("cuda",), "cpu": ("cpu",)}  # HIP's devices call themselves cuda
+
+
 def _why_not(backend: str, x: torch.Tensor) -> str | None:
     if backend == "reference":
         return None
-    if _C is None:
-        return _missing
-    if x.device.type != "cpu":
-        return f"expected tensors on the cpu, got {x.device}"
-    if x.dtype != torch.float32:
+    devices = ("cpu", "cuda") if backend == "triton" == requested() and interpreted() else _ON[backend]
+    if x.device.type not in devices:
+        return f"expected tensors on {'the cpu' if devices[0] == 'cpu' else 'a GPU'}, got {x.device}"
+    if reason := (_missing if backend == "cpu" else _absent(backend)):
+        return reason
+    if backend == "cpu" and x.dtype != torch.float32:
         return f"expected float32, got {x.dtype}"
     return None
 
 
+def _absent(backend: str) -> str | None:
+    """Why a GPU's backend is not installed; nothing is imported."""
+    if backend == "triton":
+        return None if importlib.util.find_spec("triton") else "triton is not there; `pip install triton`"
+    if importlib.util.find_spec("ftso_fast._cuda"):
+        return None
+    return "the compiled module ftso_fast._cuda is not there; install where nvcc is on the PATH"
+
+
 def choose(
-    op: str, table: Mapping[str, Callable[..., Any]], x: torch.Tensor, cpu_cannot: str | None = None
+    op: str,
+    table: Mapping[str, Callable[..., Any]],
+    x: torch.Tensor,
+    cannot: Mapping[str, str | None] | None = None,
 ) -> Callable[..., Any]:
     """The function of `table` (backend name -> function) that computes `op` on tensors like `x`.
 
-    cpu_cannot: why this call is not for the cpu backend, if it is not. Raises BackendError when the backend asked for
-    by name cannot.
+    cannot: by backend, why this call is not for it, if it is not. Raises BackendError when the backend asked for by
+    name cannot; where a call is only not for the one that could have run, the reference takes it.
     """
+    cannot = cannot or {}
     name = requested()
-    if cpu_cannot and name != "cpu":
-        return table["reference"]
     if name is not None:
-        reason = _why_not(name, x) or (cpu_cannot if name == "cpu" else None)
+        reason = _why_not(name, x) or (cannot.get(name) if name in table else "it has no such kernel")
         if reason:
             raise BackendError(f"{op}: backend {name!r} was asked for and cannot run: {reason}")
         return table[name]
-    return next(table[b] for b in BACKENDS if b in table and _why_not(b, x) is None)
+    return next(table[b] for b in BACKENDS if b in table and _why_not(b, x) is None and not cannot.get(b))
 
 
 def backends() -> dict[str, str | None]:
     """Every backend: None where it can run on this machine, else the reason why not."""
-    return {"cpu": _missing, "reference": None}
+    found: dict[str, str | None] = {"cuda": _absent("cuda"), "triton": _absent("triton")}
+    if not torch.cuda.is_available():
+        found["cuda"] = found["cuda"] or "there is no GPU"
+        if not interpreted():
+            found["triton"] = found["triton"] or "there is no GPU (with TRITON_INTERPRET=1 it is interpreted)"
+    return {**found, "cpu": _missing, "reference": None}
 
 
 def isa() -> str:
@@ -136,16 +174,17 @@ def use_isa(name: str) -> Iterator[None]:
 
 
 def calls() -> dict[str, int]:
-    """How often each kernel ran in this process, as "skip_cell_fwd/avx512"; the kernels name themselves."""
-    return dict(core().calls()) if _C is not None else {}
+    """How often each kernel ran in this process, as "skip_cell_fwd/avx512" or "cell_fwd/triton"; those of the cpu name
+    themselves, those of a GPU their launchers."""
+    return (dict(core().calls()) if _C is not None else {}) | _launched
 
 
-def first_derivatives_only(op: str) -> Callable[..., None]:
-    """The backward of a backward operation of the cpu backend: a sentence."""
+def first_derivatives_only(op: str, backend: str = "cpu") -> Callable[..., None]:
+    """The backward of a backward operation of a compiled backend: a sentence."""
 
     def refuse(ctx: Any, *grads: torch.Tensor) -> None:
         raise RuntimeError(
-            f"{op}: the cpu backend has first derivatives only; for second ones run it within "
+            f"{op}: the {backend} backend has first derivatives only; for second ones run it within "
             "`with ftso_fast.kernels.use_backend('reference'):`"
         )
 
@@ -153,8 +192,9 @@ def first_derivatives_only(op: str) -> Callable[..., None]:
 
 
 class Launch(NamedTuple):
-    """A stage that the cpu backend launched: seconds it took, floating point operations of its products (padding
-    included), bytes of images and activations that it must read and write at least once."""
+    """A stage that a backend launched: seconds it took (0 on a GPU, which does not wait), floating point operations of
+    its products (padding included; 0 on a GPU), bytes of images and activations that it must read and write at least
+    once."""
 
     stage: str
     isa: str
@@ -164,6 +204,7 @@ class Launch(NamedTuple):
 
 
 _traced: list[Launch] | None = None
+_launched: dict[str, int] = {}
 
 
 @contextmanager
@@ -184,3 +225,11 @@ def record(net: Any) -> None:
     """Append the launches of a network's last pass to the list of the innermost `trace`, if there is one."""
     if _traced is not None:
         _traced.extend(Launch(*launch) for launch in net.launches())
+
+
+def launched(stage: str, backend: str, moved: int) -> None:
+    """A kernel on a GPU was started."""
+    name = f"{stage}/{backend}"
+    _launched[name] = _launched.get(name, 0) + 1
+    if _traced is not None:
+        _traced.append(Launch(stage, backend, 0.0, 0.0, float(moved)))

@@ -22,23 +22,24 @@ STRIDES = {"relu_conv_bn": 1, "factorized_reduce": 2}
 """Operators that stand alone only, each at one stride."""
 
 _LIB = torch.library.Library("ftso_fast", "FRAGMENT")
-_ARGUMENTS = (
+ARGUMENTS = (
     "Tensor[] inputs, Tensor edge_weights, Tensor operator_weights, Tensor[] weights, Tensor[] affine, "
     "int[] operators, int[] strides, int k"
 )
-_LIB.define(f"partial_mix({_ARGUMENTS}) -> (Tensor, Tensor)")
+_LIB.define(f"partial_mix({ARGUMENTS}) -> (Tensor, Tensor)")
 _LIB.define(
-    f"partial_mix_bwd(Tensor grad, Tensor saved, {_ARGUMENTS}, bool[] needs, bool needs_weights) "
+    f"partial_mix_bwd(Tensor grad, Tensor saved, {ARGUMENTS}, bool[] needs, bool needs_weights) "
     "-> (Tensor[], Tensor, Tensor, Tensor[], Tensor[])"
 )
 
 
-def _checked(op: str, call: NodeCall) -> NodeCall:
+def checked(op: str, call: NodeCall, backend: str, dtypes: Sequence[torch.dtype]) -> NodeCall:
     """What a call of the registered operation must be, whoever calls it: kernel and fake ask the same."""
     check_states(op, call.inputs, call.strides)
     x, operators = call.inputs[0], call.operators
-    if x.dtype != torch.float32:
-        raise TypeError(f"{op}: inputs: the cpu backend expected float32, got {x.dtype}")
+    if x.dtype not in dtypes:
+        expected = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{op}: inputs: the {backend} backend expected {expected}, got {x.dtype}")
     check_divisor(op, call.k, x.shape[1])
     if not operators or len(set(operators)) != len(operators):
         raise ValueError(f"{op}: operators: expected different numbers, at least one, got {tuple(operators)}")
@@ -63,6 +64,10 @@ def _checked(op: str, call: NodeCall) -> NodeCall:
     if call.affine:
         check_tensors(f"{op}: affine", call.affine, [(c,) for c in call.norms for _ in "wb"], x)
     return call
+
+
+def _checked(op: str, call: NodeCall) -> NodeCall:
+    return checked(op, call, "cpu", (torch.float32,))
 
 
 def _checked_backward(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[NodeCall, Sequence[bool], bool]:
@@ -145,3 +150,5 @@ torch.library.register_fake("ftso_fast::partial_mix", _fwd_fake, lib=_LIB)
 torch.library.register_fake("ftso_fast::partial_mix_bwd", _bwd_fake, lib=_LIB)
 register_autograd(_LIB, "partial_mix", _save, _backward)
 torch.library.register_autograd("ftso_fast::partial_mix_bwd", first_derivatives_only("partial_mix"), lib=_LIB)
+
+OP = torch.ops.ftso_fast.partial_mix

@@ -16,14 +16,15 @@ flat: edge after edge, operator after operator, in the order of `operators.OPERA
 section 3.1, equations 2 and 3; at k = 1 the mixed operation of DARTS, equation 2.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _node  # noqa: F401  (registers the operation)
+from . import _node, _node_gpu
 from ._backend import choose
 from ._checks import (
     check_dense,
@@ -38,6 +39,8 @@ from ._checks import (
 from ._native import NAMES
 from .operators import OPERATORS, n_batch_norms
 from .skip_cell import channel_shuffle
+
+Table = dict[str, Callable[..., Tensor]]
 
 
 def mixed_weights(
@@ -99,7 +102,8 @@ def partial_mix(
     asked for by name cannot run.
     """
     _check_node(inputs, operators, strides, k)
-    run = choose("partial_mix", {"cpu": _cpu, "reference": _reference}, inputs[0])
+    table: Table = {"triton": _triton, "cpu": _cpu, "reference": _reference}
+    run = choose("partial_mix", table, inputs[0])
     return run(inputs, edge_weights, operator_weights, weights, operators, strides, k)
 
 
@@ -120,7 +124,8 @@ def one_operator(
     if affine:
         channels = [C, C_out] if n_batch_norms(name, stride) == 2 else [C_out]
         check_tensors(f"{op}: affine", affine, [(c,) for c in channels for _ in ("weight", "bias")], x)
-    return choose(op, {"cpu": _cpu_one, "reference": _reference_one}, x)(name, x, weights, affine, stride)
+    table: Table = {"triton": _triton_one, "cpu": _cpu_one, "reference": _reference_one}
+    return choose(op, table, x)(name, x, weights, affine, stride)
 
 
 def _reference_one(name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], stride: int) -> Tensor:
@@ -129,24 +134,30 @@ def _reference_one(name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequ
     return apply(x, weights, affine, stride)
 
 
-def _cpu_one(name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], stride: int) -> Tensor:
-    ones = torch.ones(2)
-    node, _ = torch.ops.ftso_fast.partial_mix(
-        [x], ones[:1], ones[1:].view(1, 1), list(weights), list(affine), [NAMES.index(name)], [stride], 1
-    )
+def _one(
+    compiled: Any, name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], s: int
+) -> Tensor:  # fmt: skip
+    ones = x.new_ones(2)
+    node, *_ = compiled(
+        [x], ones[:1], ones[1:].view(1, 1), list(weights), list(affine), [NAMES.index(name)], [s], 1
+    )  # fmt: skip
     return node
 
 
-def _cpu(
-    inputs: Sequence[Tensor], edge_weights: Tensor, operator_weights: Tensor, weights: Sequence[Tensor], *rest: Any
-) -> Tensor:
+def _mixed(
+    compiled: Any, inputs: Sequence[Tensor], edge_weights: Tensor, operator_weights: Tensor, weights: Sequence[Tensor],
+    operators: Sequence[str], strides: Sequence[int], k: int,
+) -> Tensor:  # fmt: skip
     """The operation checks the rest."""
-    operators, strides, k = rest
     chosen = [NAMES.index(o) for o in operators]
-    node, _ = torch.ops.ftso_fast.partial_mix(
+    node, *_ = compiled(
         list(inputs), edge_weights, operator_weights, list(weights), [], chosen, list(strides), k
-    )
+    )  # fmt: skip
     return node
+
+
+_cpu, _triton = (partial(_mixed, op) for op in (_node.OP, _node_gpu.OP))
+_cpu_one, _triton_one = (partial(_one, op) for op in (_node.OP, _node_gpu.OP))
 
 
 def _reference(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from . import _backend
-from .cases import BENCHMARKS, CASES, OPERATIONS, VIEWS, Case, Operation
+from .cases import ALL, BENCHMARKS, CASES, OPERATIONS, VIEWS, Case, Operation
 
 __all__ = [
+    "ALL",
     "BENCHMARKS",
     "CASES",
     "FLOOR",
@@ -69,21 +70,22 @@ def values_and_gradients(function: Callable[..., Tensor], tensors: Sequence[Tens
     leaves = [t.detach().requires_grad_() for t in tensors]
     out = OPERATIONS[case.op].call(function, case, leaves)
     weights = torch.arange(out.numel(), dtype=torch.float64).mul_(0.7548776662466927).frac_().sub_(0.4)
-    grad = VIEWS[case.view](weights.to(out.dtype).view(out.shape))
+    grad = VIEWS[case.view](weights.to(out.device, out.dtype).view(out.shape))
     return [out.detach(), *torch.autograd.grad(out, leaves, grad, materialize_grads=True)]
 
 
 def error(got: Tensor, want: Tensor, floor: float = 0.0) -> float:
     """The largest difference, as a part of the largest wanted value, or of `floor` where that is more. Where all is
     zero, as what `none` is given, nothing else will do."""
-    return _part(float((got - want).abs().max()), max(float(want.abs().max()), floor))
+    largest = float(want.abs().max())
+    return _part(float((got - want).abs().max()), max(largest, floor) if largest else 0.0)
 
 
 def _part(difference: float, scale: float) -> float:
     return difference / scale if scale else 0.0 if difference == 0 else float("inf")
 
 
-def check(case: Case, tensors: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+def check(case: Case, tensors: Sequence[Tensor] | None = None, device: str = "cpu") -> Sequence[Tensor]:
     """Assert that the chosen backend agrees with the reference on the case; returns the tensors compared on.
 
     The skip cell is held to TOLERANCE. An operation with batch norms is judged beside the float32 reference, by the
@@ -91,12 +93,13 @@ def check(case: Case, tensors: Sequence[Tensor] | None = None) -> Sequence[Tenso
     four times as many decide: bad luck does not outlast them, a mistake does. On `tensors` alone, one draw, sums are
     held to ONE_DRAW.
     """
+    operation = OPERATIONS[case.op]
     if tensors is not None or case.op == "skip_cell":
-        drawn = [OPERATIONS[case.op].inputs(case, 0) if tensors is None else tensors]
+        drawn = [_on(device, operation.inputs(case, 0)) if tensors is None else tensors]
         found, limits = _judged(case, drawn)
     else:
         for draws in (DRAWS, 4 * DRAWS):
-            drawn = [OPERATIONS[case.op].inputs(case, i) for i in range(draws)]
+            drawn = [_on(device, operation.inputs(case, i)) for i in range(draws)]
             found, limits = _judged(case, drawn)
             if all(found[kind] <= limits[kind] for kind in found):
                 break
@@ -115,6 +118,10 @@ def _judged(case: Case, drawn: Sequence[Sequence[Tensor]]) -> tuple[dict[str, fl
     sums = BESIDE if len(drawn) > 1 else ONE_DRAW
     beside = {kind: BESIDE if kind in ("output", "states") else sums for kind in reference}
     return found, {kind: max(beside[kind] * e, FLOOR) for kind, e in reference.items()}
+
+
+def _on(device: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    return tensors if device == "cpu" else [t.to(device) for t in tensors]
 
 
 def worst(case: Case, drawn: Sequence[Sequence[Tensor]], function: Callable[..., Tensor] | None) -> dict[str, float]:

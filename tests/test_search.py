@@ -137,7 +137,7 @@ def test_environment_chooses_the_backend(monkeypatch):
     assert small().backend == "reference"
     assert small(backend="cpu").backend == "cpu"
     monkeypatch.setenv("FTSO_BACKEND", "gpu")
-    with pytest.raises(UsageError, match="FTSO_BACKEND: expected one of cpu, reference, got 'gpu'"):
+    with pytest.raises(UsageError, match="FTSO_BACKEND: expected one of cuda, triton, cpu, reference, got 'gpu'"):
         small()
 
 
@@ -206,7 +206,17 @@ def test_a_search_imports_no_compiler():
     assert done.returncode == 0, done.stderr
     modules = done.stdout.split()
     assert "torch" in modules
-    heavy = ("torch._dynamo", "torch._inductor", "triton", "sklearn", "scipy", "rich", "sympy", "torchvision")
+    heavy = (
+        "torch._dynamo",
+        "torch._inductor",
+        "triton",
+        "ftso_fast._cuda",
+        "sklearn",
+        "scipy",
+        "rich",
+        "sympy",
+        "torchvision",
+    )
     assert not [m for m in modules if m in heavy]
 
 

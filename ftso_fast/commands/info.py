@@ -23,7 +23,8 @@ def run(args: argparse.Namespace) -> None:
         isas = f"{', '.join(kernels.available_isas())}; in use: {kernels.isa()}" if reasons["cpu"] is None else "none"
     except kernels.BackendError as error:
         raise UsageError(str(error)) from None
-    automatic = next(name for name, why in reasons.items() if why is None)
+    gpu = torch.cuda.is_available()  # without one, a backend for GPUs is at most interpreted, which nobody chooses
+    automatic = next(name for name, why in reasons.items() if why is None and (gpu or name in ("cpu", "reference")))
     lines = {
         "ftso_fast": __version__,
         "python": platform.python_version(),
