@@ -43,7 +43,7 @@ WITH_CORE = os.environ.get("FTSO_CORE", "ON").upper() != "OFF"
 setup(
     packages=["ftso_fast", "ftso_fast.commands", "ftso_fast.kernels"],
     package_dir={"ftso_fast.kernels": "kernels"},
-    package_data={"ftso_fast": ["py.typed"]},
+    package_data={"ftso_fast": ["py.typed"], "ftso_fast.kernels": ["*.json"]},
     ext_modules=[Extension("ftso_fast._C", sources=[])] if WITH_CORE else [],
     cmdclass={"build_ext": BuildWithCMake},
 )

@@ -5,12 +5,13 @@ softmax among the edges of its node. Operator weights: one row of alphas for eac
 Partial channels: an operator sees the first 1/k of the channels, the rest bypasses it, a channel shuffle mixes both
 (PC-DARTS, section 3.1). With the skip connection alone an edge of stride 1 then is the shuffle, so a normal cell is
 one operation (`kernels.skip_cell`); at stride 2 it is a FactorizedReduce of its own per edge beside a max-pooled
-bypass. These modules are the definition; in float32 on the cpu the compiled chain of `kernels.skip_net` computes the
-same. Other sets of operators: `mixed.MixedCell`.
+bypass. These modules are the definition; in float32 the compiled chain of `kernels.skip_net` computes the same, on the
+cpu and on GPUs. Other sets of operators: `mixed.MixedCell`.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from .errors import UsageError
 from .genotype import N_INPUTS
-from .kernels import NetSpec, channel_shuffle, choose, cpu_cannot, skip_cell, skip_net
+from .kernels import NetSpec, cannot, channel_shuffle, choose, skip_cell, skip_net
 from .mixed import MixedCell
 from .operations import FactorizedReduce, ReLUConvBN, batch_norm, present
 from .space import CELLS, DARTS, SearchSpace, Topology
@@ -170,11 +171,11 @@ class SuperNet(nn.Module):
         if not self.skip_only:
             return self._mixed(images)
         normal, reduce = (self.edge_weights(b).to(images.dtype) for b in self.betas())
-        table = {"cpu": self._fused, "reference": self._textbook}
-        cannot = cpu_cannot(images, self.spec)
-        network = choose("super-network", table, images, {"cpu": cannot})
-        if self.precision != "float32" and network != self._fused:
-            reason = cannot or "it was not chosen"
+        table = {name: partial(self._fused, name) for name in ("cuda", "triton", "cpu")}
+        reasons = cannot(images, self.spec)
+        network = choose("super-network", {**table, "reference": self._textbook}, images, reasons)
+        if self.precision != "float32" and network is not table["cpu"]:
+            reason = reasons["cpu"] or "it was not chosen"
             raise UsageError(f"precision: {self.precision} needs the cpu backend, which does not run here: {reason}")
         return network(images, normal, reduce)
 
@@ -182,9 +183,9 @@ class SuperNet(nn.Module):
         """The definition, cell after cell; differentiable as often as wanted."""
         return self._chain(images, (normal,), (reduce,))
 
-    def _fused(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
+    def _fused(self, backend: str, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
         """The same by the compiled chain of stages."""
-        return skip_net(images, normal, reduce, self.weights(), self.spec, self.precision)
+        return skip_net(images, normal, reduce, self.weights(), self.spec, self.precision, backend)
 
     def _mixed(self, images: Tensor) -> Tensor:
         """Any operators, cell after cell."""

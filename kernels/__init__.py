@@ -20,7 +20,7 @@ from .partial_mix import mixed_weights, partial_mix
 from .relu_conv_bn import factorized_reduce, relu_conv_bn
 from .sep_conv import dil_conv, sep_conv
 from .skip_cell import channel_shuffle, skip_cell
-from .skip_net import PRECISIONS, NetSpec, cpu_cannot, release_memory, skip_net
+from .skip_net import PRECISIONS, NetSpec, cannot, release_memory, skip_net
 
 __all__ = [
     "BACKENDS",
@@ -31,9 +31,9 @@ __all__ = [
     "available_isas",
     "backends",
     "calls",
+    "cannot",
     "channel_shuffle",
     "choose",
-    "cpu_cannot",
     "dil_conv",
     "factorized_reduce",
     "fold_batch_norm",

@@ -174,16 +174,17 @@ def use_isa(name: str) -> Iterator[None]:
 
 
 def calls() -> dict[str, int]:
-    """How often each kernel ran in this process, as "skip_cell_fwd/avx512"; the kernels name themselves."""
-    return dict(core().calls()) if _C is not None else {}
+    """How often each kernel ran in this process, as "skip_cell_fwd/avx512" or "cell_fwd/triton"; those of the cpu name
+    themselves, those of a GPU their launchers."""
+    return (dict(core().calls()) if _C is not None else {}) | _launched
 
 
-def first_derivatives_only(op: str) -> Callable[..., None]:
-    """The backward of a backward operation of the cpu backend: a sentence."""
+def first_derivatives_only(op: str, backend: str = "cpu") -> Callable[..., None]:
+    """The backward of a backward operation of a compiled backend: a sentence."""
 
     def refuse(ctx: Any, *grads: torch.Tensor) -> None:
         raise RuntimeError(
-            f"{op}: the cpu backend has first derivatives only; for second ones run it within "
+            f"{op}: the {backend} backend has first derivatives only; for second ones run it within "
             "`with ftso_fast.kernels.use_backend('reference'):`"
         )
 
@@ -191,8 +192,9 @@ def first_derivatives_only(op: str) -> Callable[..., None]:
 
 
 class Launch(NamedTuple):
-    """A stage that the cpu backend launched: seconds it took, floating point operations of its products (padding
-    included), bytes of images and activations that it must read and write at least once."""
+    """A stage that a backend launched: seconds it took (0 on a GPU, which does not wait), floating point operations of
+    its products (padding included; 0 on a GPU), bytes of images and activations that it must read and write at least
+    once."""
 
     stage: str
     isa: str
@@ -202,6 +204,7 @@ class Launch(NamedTuple):
 
 
 _traced: list[Launch] | None = None
+_launched: dict[str, int] = {}
 
 
 @contextmanager
@@ -222,3 +225,11 @@ def record(net: Any) -> None:
     """Append the launches of a network's last pass to the list of the innermost `trace`, if there is one."""
     if _traced is not None:
         _traced.extend(Launch(*launch) for launch in net.launches())
+
+
+def launched(stage: str, backend: str, moved: int) -> None:
+    """A kernel on a GPU was started."""
+    name = f"{stage}/{backend}"
+    _launched[name] = _launched.get(name, 0) + 1
+    if _traced is not None:
+        _traced.append(Launch(stage, backend, 0.0, 0.0, float(moved)))

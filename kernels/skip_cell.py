@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._backend import choose, core, first_derivatives_only
+from ._backend import choose, core, first_derivatives_only, on_first_call
 
 N_NODES = 4
 N_EDGES = 14
@@ -68,21 +68,14 @@ def skip_cell(x0: Tensor, x1: Tensor, weights: Tensor, k: int = 4) -> Tensor:
     """The skip cell of the module's equation.
 
     x0, x1: (B, C, H, W); weights: (14,), one softmax per node (see `SuperNet`), same type and device; k: a divisor
-    of C. Returns (B, 4C, H, W). The cpu backend takes float32 and has first derivatives only; the reference takes
-    any floating type and any number of derivatives.
+    of C. Returns (B, 4C, H, W). The cpu backend takes float32, triton also bfloat16 and float16, both with first
+    derivatives only; the reference takes any floating type and any number of derivatives.
 
     Raises ValueError or TypeError naming the argument, what was expected and what came; BackendError when a
     backend asked for by name cannot run. Source: FTSO, algorithm 1 and section 3.2.
     """
     _check(x0, x1, weights, k)
     return choose("skip_cell", _BACKENDS, x0)(x0, x1, weights, k)
-
-
-_LIB = torch.library.Library("ftso_fast", "FRAGMENT")
-_LIB.define("skip_cell(Tensor x0, Tensor x1, Tensor weights, int k) -> Tensor")
-_LIB.define(
-    "skip_cell_bwd(Tensor grad, Tensor x0, Tensor x1, Tensor weights, int k, bool[] needs) -> (Tensor, Tensor, Tensor)"
-)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
@@ -107,6 +100,20 @@ def _bwd_cpu(
     pointers = [t.data_ptr() for t in (grad, x0, x1, weights)]
     wanted = [t.data_ptr() if need else 0 for t, need in zip(outs, needs, strict=True)]
     core().skip_cell_bwd(*_sizes(x0), k, *pointers, *wanted, torch.get_num_threads())
+    return outs
+
+
+def _fwd_triton(x0: Tensor, x1: Tensor, weights: Tensor, k: int) -> Tensor:
+    _check(x0, x1, weights, k)
+    out: Tensor = on_first_call("skip_cell_triton", "skip_cell_fwd")(x0, x1, weights, k)
+    return out
+
+
+def _bwd_triton(
+    grad: Tensor, x0: Tensor, x1: Tensor, weights: Tensor, k: int, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    outs = _bwd_fake(grad, x0, x1, weights, k, needs)
+    on_first_call("skip_cell_triton", "skip_cell_bwd")(grad, x0, x1, weights, k, needs, outs)
     return outs
 
 
@@ -139,17 +146,42 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) 
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:3])
-    grads = torch.ops.ftso_fast.skip_cell_bwd(grad, *ctx.saved_tensors, ctx.k, needs)
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None
+def _backward(name: str) -> Callable[..., tuple[Tensor | None, ...]]:
+    bwd = getattr(torch.ops.ftso_fast, f"{name}_bwd")
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs = list(ctx.needs_input_grad[:3])
+        grads = bwd(grad, *ctx.saved_tensors, ctx.k, needs)
+        return *(g if need else None for g, need in zip(grads, needs, strict=True)), None
+
+    return backward
 
 
-_LIB.impl("skip_cell", _fwd_cpu, "CPU")
-_LIB.impl("skip_cell_bwd", _bwd_cpu, "CPU")
-torch.library.register_fake("ftso_fast::skip_cell", _fwd_fake, lib=_LIB)
-torch.library.register_fake("ftso_fast::skip_cell_bwd", _bwd_fake, lib=_LIB)
-torch.library.register_autograd("ftso_fast::skip_cell", _backward, setup_context=_save, lib=_LIB)
-torch.library.register_autograd("ftso_fast::skip_cell_bwd", first_derivatives_only("skip_cell"), lib=_LIB)
+_LIB = torch.library.Library("ftso_fast", "FRAGMENT")
+_Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
-_BACKENDS: dict[str, Callable[..., Any]] = {"cpu": torch.ops.ftso_fast.skip_cell, "reference": reference}
+
+def _register(name: str, backend: str, kernels: dict[str, _Pair]) -> None:
+    """kernels: forward and backward by dispatch key."""
+    arguments = "Tensor x0, Tensor x1, Tensor weights, int k"
+    _LIB.define(f"{name}({arguments}) -> Tensor")
+    _LIB.define(f"{name}_bwd(Tensor grad, {arguments}, bool[] needs) -> (Tensor, Tensor, Tensor)")
+    for key, (fwd, bwd) in kernels.items():
+        _LIB.impl(name, fwd, key)
+        _LIB.impl(f"{name}_bwd", bwd, key)
+    torch.library.register_fake(f"ftso_fast::{name}", _fwd_fake, lib=_LIB)
+    torch.library.register_fake(f"ftso_fast::{name}_bwd", _bwd_fake, lib=_LIB)
+    torch.library.register_autograd(f"ftso_fast::{name}", _backward(name), setup_context=_save, lib=_LIB)
+    refuse = first_derivatives_only("skip_cell", backend)
+    torch.library.register_autograd(f"ftso_fast::{name}_bwd", refuse, lib=_LIB)
+
+
+_TRITON = _fwd_triton, _bwd_triton
+_register("skip_cell", "cpu", {"CPU": (_fwd_cpu, _bwd_cpu), "CUDA": _TRITON})
+_register("skip_cell_triton", "triton", {"CPU": _TRITON, "CUDA": _TRITON})  # on the cpu: interpreted
+
+_BACKENDS: dict[str, Callable[..., Any]] = {
+    "triton": torch.ops.ftso_fast.skip_cell_triton,
+    "cpu": torch.ops.ftso_fast.skip_cell,
+    "reference": reference,
+}

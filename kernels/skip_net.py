@@ -9,7 +9,7 @@ statistics of what it writes. With g = dL/dx and n pixels, what flows back throu
     dz = g / std - mean(g) / std - x mean(g x) / std ,
 
 formed on load by the producer's backward stage from the two sums that the reader's has taken. Kept for backward: the
-raw outputs and their statistics, nothing else.
+raw outputs and their statistics, nothing else. On a GPU the same stages are kernels of their own (`skip_net_gpu`).
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ._backend import core, record
+from ._backend import core, on_first_call, record
 from ._memory import fresh, release
 
 MAX_CHANNELS = 1024
@@ -47,6 +48,25 @@ def cpu_cannot(images: Tensor, spec: NetSpec) -> str | None:
     return None
 
 
+def gpu_cannot(images: Tensor, spec: NetSpec) -> str | None:
+    """Why the kernels for GPUs do not take this network, or None."""
+    if spec.cells < 3:
+        return f"expected at least 3 cells, got {spec.cells}"
+    if spec.channels & (spec.channels - 1) or spec.channels < 16 or 4 * spec.channels > MAX_CHANNELS:
+        return f"expected 16, 32, 64, 128 or 256 channels, got {spec.channels}"
+    if spec.k & (spec.k - 1):
+        return f"expected k to be a power of two, got {spec.k}"
+    if images.requires_grad:
+        return "it has no gradient for the images"
+    return None
+
+
+def cannot(images: Tensor, spec: NetSpec) -> dict[str, str | None]:
+    """By backend, why it does not take this network, or None."""
+    on_gpu = gpu_cannot(images, spec)
+    return {"cuda": on_gpu, "triton": on_gpu, "cpu": cpu_cannot(images, spec)}
+
+
 def skip_net(
     images: Tensor,
     edges_normal: Tensor,
@@ -54,19 +74,24 @@ def skip_net(
     weights: Sequence[Tensor],
     spec: NetSpec,
     precision: str = "float32",
+    backend: str = "cpu",
 ) -> Tensor:
-    """Logits (B, classes) on the cpu backend.
+    """Logits (B, classes) on a compiled backend: "cpu", "triton" or "cuda".
 
     images: (B, 1 or 3, H, W), H and W divisible by 4; edges_*: (14,) softmaxed edge weights; weights: the network's
-    parameters in the order of `SuperNet.parameters()`; all float32 on the cpu. precision: one of `PRECISIONS`. First
-    derivatives for edges and weights; what does not require a gradient costs none. The memory is one arena, kept from
-    call to call (`release_memory` gives it back).
+    parameters in the order of `SuperNet.parameters()`; all float32 on one device. precision: one of `PRECISIONS`, on a
+    GPU float32. First derivatives for edges and weights; what does not require a gradient costs none. On the cpu the
+    memory is one arena, kept from call to call (`release_memory` gives it back).
 
     Raises ValueError or TypeError naming the argument, what was expected and what came.
     """
-    _check(images, edges_normal, edges_reduce, weights, spec)
-    if precision not in PRECISIONS:
-        raise ValueError(f"skip_net: precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    _check(images, edges_normal, edges_reduce, weights, spec, backend)
+    known = PRECISIONS if backend == "cpu" else PRECISIONS[:1]
+    if precision not in known:
+        raise ValueError(f"skip_net: precision: expected one of {', '.join(known)}, got {precision!r}")
+    if backend != "cpu":
+        pooled = _pooled(images, edges_normal, edges_reduce, weights[:-2], spec, backend)
+        return F.linear(pooled, weights[-2], weights[-1])
     return _SkipNet.apply(images, edges_normal, edges_reduce, spec, PRECISIONS.index(precision), *weights)
 
 
@@ -87,8 +112,11 @@ def weight_shapes(in_channels: int, classes: int, spec: NetSpec) -> list[tuple[i
     return [*shapes, (classes, last), (classes,)]
 
 
+_pooled = on_first_call("skip_net_gpu", "pooled")
+
+
 def _check(
-    images: Tensor, edges_normal: Tensor, edges_reduce: Tensor, weights: Sequence[Tensor], spec: NetSpec
+    images: Tensor, edges_normal: Tensor, edges_reduce: Tensor, weights: Sequence[Tensor], spec: NetSpec, backend: str
 ) -> None:
     for name, value in spec._asdict().items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -101,9 +129,12 @@ def _check(
         )
     if not images.numel():
         raise ValueError(f"skip_net: images: expected at least one image, got shape {tuple(images.shape)}")
-    reason = cpu_cannot(images, spec)
+    if backend not in ("cuda", "triton", "cpu"):
+        raise ValueError(f"skip_net: backend: expected one of cuda, triton, cpu, got {backend!r}")
+    reason = cannot(images, spec)[backend]
     if reason:
-        raise ValueError(f"skip_net: the cpu backend cannot: {reason}")
+        raise ValueError(f"skip_net: the {backend} backend cannot: {reason}")
+    device = torch.device("cpu") if backend == "cpu" else images.device
     classes = weights[-1].shape[0] if weights and weights[-1].dim() else 0
     shapes = weight_shapes(images.shape[1], classes, spec)
     if len(weights) != len(shapes):
@@ -116,8 +147,9 @@ def _check(
     for name, tensor, shape in [("images", images, tuple(images.shape)), *wanted]:
         if tuple(tensor.shape) != shape:
             raise ValueError(f"skip_net: {name}: expected shape {shape}, got {tuple(tensor.shape)}")
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-            raise TypeError(f"skip_net: {name}: expected float32 on the cpu, got {tensor.dtype} on {tensor.device}")
+        if tensor.dtype != torch.float32 or tensor.device != device:
+            where = "the cpu" if device.type == "cpu" else str(device)
+            raise TypeError(f"skip_net: {name}: expected float32 on {where}, got {tensor.dtype} on {tensor.device}")
 
 
 class _Workspace:

@@ -252,7 +252,7 @@ def test_backend_asked_for_by_name_never_falls_back():
         pytest.raises(kernels.BackendError, match=r"expected float32, got torch\.float64"),
     ):
         kernels.skip_cell(*args)
-    unknown = r"backend: expected one of cpu, reference, got 'gpu'"
+    unknown = r"backend: expected one of cuda, triton, cpu, reference, got 'gpu'"
     with pytest.raises(kernels.BackendError, match=unknown), kernels.use_backend("gpu"):
         pass
     unknown = r"force_isa: expected one of .* got 'sse9'"
@@ -286,7 +286,7 @@ def test_environment_forces_the_instruction_set(isa):
     ("variable", "value", "message"),
     [
         ("FTSO_ISA", "mmx", "FTSO_ISA: expected one of"),
-        ("FTSO_BACKEND", "gpu", "FTSO_BACKEND: expected one of cpu, reference, got 'gpu'"),
+        ("FTSO_BACKEND", "gpu", "FTSO_BACKEND: expected one of cuda, triton, cpu, reference, got 'gpu'"),
     ],
 )
 def test_environment_with_an_unknown_name(variable, value, message):

@@ -1,0 +1,348 @@
+"""The skip-only super-network on a GPU: the chain of stages of `skip_net`, NCHW, between images and the mean over them.
+
+Stages are Triton kernels (`stem_step`, `cell_step`, `reduce_step`); a normal cell's may come from another backend with
+the same functions. A tensor is a raw product: the rows of all its readers, each of which normalises its own channels on
+load and writes its own channels of the gradient. Kept for backward: raw tensors and their statistics.
+"""
+
+import importlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import cell_step_triton, finish_triton, reduce_step_triton, stem_step_triton
+from ._backend import first_derivatives_only
+from .cell_step import Behind, Outputs, Product, Raw
+from .finish_triton import Norm, Slice, finish, finish_backward
+from .reduce_step import Paths
+from .skip_net import NetSpec
+from .stem_step import Stem
+
+
+class Rows(NamedTuple):
+    """A stage's weights: `height` rows of `columns` from `at` of the flat copy; `of`: the network's weights in it."""
+
+    at: int
+    height: int
+    columns: int
+    of: tuple[int, ...]
+
+    def within(self, flat: Tensor) -> Tensor:
+        return flat[self.at : self.at + self.height * self.columns].view(self.height, self.columns)
+
+
+class Cell(NamedTuple):
+    """sources: for either input the tensor that it reads and its first channel there. product, strided: its tensors."""
+
+    reduction: bool
+    channels: int
+    sources: tuple[tuple[int, int], tuple[int, int]]
+    product: int | None
+    strided: int | None
+    paths: Rows | None
+
+
+class Plan(NamedTuple):
+    """order: the network's weights as they lie in the flat copy, of `size` numbers."""
+
+    cells: tuple[Cell, ...]
+    tensors: tuple[Rows, ...]
+    stem: Rows
+    order: tuple[int, ...]
+    size: int
+
+
+@lru_cache(maxsize=16)
+def plan(in_channels: int, spec: NetSpec) -> Plan:
+    """What a network's shape decides; weights are numbered as `skip_net.weight_shapes` lists them."""
+    C, S = spec.channels, 3 * spec.channels
+    channels: list[int] = []
+    reductions: list[bool] = []
+    before: list[tuple[int, ...]] = []
+    after: list[tuple[int, ...]] = []
+    paths: list[tuple[int, ...]] = []
+    at = 3
+    for i in range(spec.cells):
+        reduction = i in (spec.cells // 3, 2 * spec.cells // 3)
+        C *= 1 + reduction
+        halves = 2 if i and reductions[-1] else 1
+        before.append(tuple(range(at, at + halves)))
+        after.append((at + halves,))
+        paths.append(tuple(range(at + halves + 1, at + halves + 17)) if reduction else ())
+        at += halves + 1 + len(paths[-1])
+        channels.append(C)
+        reductions.append(reduction)
+    order: list[int] = []
+    size = 0
+
+    def rows(count: int, columns: int, *of: tuple[int, ...]) -> Rows:
+        nonlocal size
+        found = Rows(size, count, columns, tuple(w for group in of for w in group))
+        order.extend(found.of)
+        size += count * columns
+        return found
+
+    stem = rows(S, 9 * in_channels, (0,))
+    tensors = [rows(channels[0] * 2 + channels[1], S, before[0], after[0], before[1])]
+    sources: list[list[tuple[int, int]]] = [[(0, 0), (0, channels[0])], [(0, 2 * channels[0])]]
+    sources += [[] for _ in range(2, spec.cells)]
+    cells = []
+    for i, C in enumerate(channels):
+        product = strided = None
+        two_on = i + 2 < spec.cells
+        if i + 1 < spec.cells:
+            product = len(tensors)
+            sources[i + 1].append((product, 0))
+            same = two_on and not reductions[i + 1]
+            readers = [after[i + 1], *([before[i + 2]] if same else [])]
+            count = channels[i + 1] + (channels[i + 2] if same else 0)
+            tensors.append(rows(count, 4 * C, *readers))
+            if same:
+                sources[i + 2].append((product, channels[i + 1]))
+            elif two_on:
+                strided = len(tensors)
+                sources[i + 2].append((strided, 0))
+                tensors.append(rows(channels[i + 2], 4 * C, before[i + 2]))
+        q = C // spec.k
+        own = rows(8 * q, q, paths[i]) if reductions[i] else None
+        first, second = sources[i]
+        cells.append(Cell(reductions[i], C, (first, second), product, strided, own))
+    return Plan(tuple(cells), tuple(tensors), stem, tuple(order), size)
+
+
+class Kept(NamedTuple):
+    """What forward leaves for backward. tensors: z and its statistics; paths: by cell f, its statistics, pooled."""
+
+    stem: Stem
+    norm: Norm
+    tensors: list[tuple[Tensor, Norm]]
+    paths: dict[int, tuple[Tensor, Norm, Tensor]]
+
+    def source(self, cell: Cell, i: int) -> Raw:
+        tensor, first = cell.sources[i]
+        z, norm = self.tensors[tensor]
+        channels = slice(first, first + cell.channels)
+        return Raw(z[:, channels], norm.rows[0, channels], norm.rows[1, channels])
+
+
+def _paths(kept: Kept, i: int) -> Paths:
+    f, norm, pooled = kept.paths[i]
+    return Paths(Raw(f, norm.rows[0], norm.rows[1]), pooled)
+
+
+def forward(
+    p: Plan, images: Tensor, edges: Sequence[Tensor], flat: Tensor, gamma: Tensor, beta: Tensor, k: int, backend: str
+) -> tuple[Tensor, Kept]:
+    """The last cell's mean over the image (B, 4C), and what backward needs. flat: the weights in `Plan.order`."""
+    step = importlib.import_module(f"{__package__}.cell_step_{backend}")
+    stem = stem_step_triton.convolution(images, p.stem.within(flat))
+    norm, _ = finish(stem, affine=(gamma, beta))
+    kept = Kept(Stem(stem.z, *norm.rows), norm, [], {})
+    product = stem_step_triton.products(kept.stem, p.tensors[0].within(flat))
+    kept.tensors.append((product.z, finish(product)[0]))
+    pooled = images.new_empty(0)
+    for i, cell in enumerate(p.cells):
+        x0, x1 = kept.source(cell, 0), kept.source(cell, 1)
+        w, w_strided = (None if t is None else p.tensors[t].within(flat) for t in (cell.product, cell.strided))
+        if cell.paths is None:
+            found: Outputs = step.forward(x0, x1, edges[0], k, w, w_strided)
+        else:
+            q = cell.channels // k
+            f, bypass = reduce_step_triton.paths(x0, x1, cell.paths.within(flat).view(4, 2, 2, q // 2, q), q)
+            kept.paths[i] = (f.z, finish(f)[0], bypass)
+            found = cell_step_triton.nodes_forward(_paths(kept, i), edges[1], k, w, w_strided)
+        if found.z is None:
+            assert found.pooled is not None
+            pooled = found.pooled
+        else:
+            kept.tensors.extend(_finished(found.z, found.strided))
+    return pooled, kept
+
+
+def _finished(z: Product, strided: Product | None) -> list[tuple[Tensor, Norm]]:
+    first, second = finish(z, strided)
+    return [(z.z, first)] + ([(strided.z, second)] if strided is not None and second is not None else [])
+
+
+class _Partial:
+    """Room for the parts of every weight gradient, in the order of the flat weights, and their sum."""
+
+    def __init__(self, p: Plan, kept: Kept, images: Tensor) -> None:
+        pixels = images.numel() // images.shape[1]
+        parts = {p.stem.at: cell_step_triton.weight_parts(pixels, p.stem.height)}
+        for rows, (z, _) in zip(p.tensors, kept.tensors, strict=True):
+            parts[rows.at] = cell_step_triton.weight_parts(z.numel() // z.shape[1], rows.height)
+        for i, cell in enumerate(p.cells):
+            if cell.paths is not None:
+                parts[cell.paths.at] = cell_step_triton.weight_parts(kept.paths[i][0][:, 0].numel(), 64)
+            if cell.strided is not None and cell.product is not None:
+                parts[p.tensors[cell.strided].at] = parts[p.tensors[cell.product].at]
+        all_rows = [p.stem, *p.tensors, *(cell.paths for cell in p.cells if cell.paths is not None)]
+        self.rows = sorted(all_rows, key=lambda rows: rows.at)
+        self.parts = [parts[rows.at] for rows in self.rows]
+        lengths = [rows.height * rows.columns for rows in self.rows]
+        self.starts: dict[int, tuple[int, int]] = {}
+        at = 0
+        for rows, n, length in zip(self.rows, self.parts, lengths, strict=True):
+            self.starts[rows.at] = (at, n)
+            at += n * length
+        self.memory = images.new_empty(at)
+        self.table = _table(tuple(self.parts), tuple(lengths), images.device)
+        self.size = p.size
+
+    def of(self, rows: Rows) -> Tensor:
+        at, parts = self.starts[rows.at]
+        return self.memory[at : at + parts * rows.height * rows.columns].view(parts, rows.height, rows.columns)
+
+    def total(self) -> Tensor:
+        out = self.memory.new_empty(self.size)
+        finish_triton.add_parts(self.memory, self.table, out)
+        return out
+
+
+@lru_cache(maxsize=16)
+def _table(parts: tuple[int, ...], lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    return finish_triton.add_up_table(parts, lengths, device)
+
+
+class _Backward:
+    """One backward pass: the gradients of the tensors as their readers write them."""
+
+    def __init__(
+        self, p: Plan, kept: Kept, images: Tensor, edges: Sequence[Tensor], flat: Tensor, k: int, backend: str,
+        weights: bool,
+    ) -> None:  # fmt: skip
+        self.p, self.kept, self.images, self.edges, self.flat, self.k = p, kept, images, edges, flat, k
+        self.step: Any = importlib.import_module(f"{__package__}.cell_step_{backend}")
+        self.partial = _Partial(p, kept, images) if weights else None
+        self.gradients: dict[int, tuple[Tensor, Tensor]] = {}
+        self.totals = flat.new_zeros(2, 14, dtype=torch.float64)
+
+    def gradient(self, tensor: int) -> tuple[Tensor, Tensor]:
+        """Room for a tensor's gradient, and for its coefficients (3, N)."""
+        if tensor not in self.gradients:
+            z = self.kept.tensors[tensor][0]
+            self.gradients[tensor] = torch.empty_like(z), self.flat.new_empty(3, z.shape[1])
+        return self.gradients[tensor]
+
+    def into(self, cell: Cell, i: int) -> tuple[Tensor, Slice] | tuple[None, None]:
+        """Where an input's gradient goes; nowhere without weights where only the stem would read it."""
+        tensor, first = cell.sources[i]
+        if not tensor and self.partial is None:
+            return None, None
+        (g, coefficients), norm = self.gradient(tensor), self.kept.tensors[tensor][1]
+        channels = slice(first, first + cell.channels)
+        own = Slice(norm.mean[channels], norm.rows[0, channels], coefficients[:, channels], g[:, 0].numel())
+        return g[:, channels], own
+
+    def behind(self, tensor: int | None) -> Behind | None:
+        if tensor is None:
+            return None
+        (g, coefficients), (z, _) = self.gradients.pop(tensor), self.kept.tensors[tensor]
+        return Behind(g, z, *coefficients)
+
+    def cell(self, i: int, d_pooled: Tensor) -> None:
+        cell, partial = self.p.cells[i], self.partial
+        rows = [None if t is None else self.p.tensors[t] for t in (cell.product, cell.strided)]
+        w, w_strided = (None if r is None else r.within(self.flat) for r in rows)
+        dw, dw_strided = (None if r is None or partial is None else partial.of(r) for r in rows)
+        d, d_strided = self.behind(cell.product), self.behind(cell.strided)
+        d_mean = d_pooled if w is None else None
+        x0, x1 = self.kept.source(cell, 0), self.kept.source(cell, 1)
+        (g0, slice0), (g1, slice1) = self.into(cell, 0), self.into(cell, 1)
+        edges, total = self.edges[cell.reduction], self.totals[int(cell.reduction)]
+        if cell.paths is None:
+            found = self.step.backward(
+                x0, x1, edges, self.k, w, w_strided, d, d_strided, d_mean, g0, g1, dw, dw_strided
+            )
+            finish_backward(found.sums, (slice0, slice1), found.dots, total)
+            return
+        paths, norm = _paths(self.kept, i), self.kept.paths[i][1]
+        g_f, g_pooled = torch.empty_like(paths.f.z), torch.empty_like(paths.pooled)
+        found = cell_step_triton.nodes_backward(
+            paths, edges, self.k, w, w_strided, d, d_strided, d_mean, g_f, g_pooled, dw, dw_strided
+        )
+        coefficients = self.flat.new_empty(3, g_f.shape[1])
+        own = Slice(norm.mean, norm.rows[0], coefficients, g_f[:, 0].numel())
+        finish_backward(found.sums, (own,), found.dots, total)
+        if g0 is None and g1 is None:
+            return
+        q = cell.channels // self.k
+        sums = reduce_step_triton.paths_backward(
+            x0, x1, cell.paths.within(self.flat), q, Behind(g_f, paths.f.z, *coefficients), coefficients, g_pooled,
+            g0, g1, None if partial is None else partial.of(cell.paths),
+        )  # fmt: skip
+        finish_backward(sums, (slice0, slice1))
+
+    def stem(self, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of the flat weights, of gamma and of beta."""
+        assert self.partial is not None
+        kept, rows = self.kept, self.p.tensors[0]
+        (g, coefficients), (z, _) = self.gradients.pop(0), kept.tensors[0]
+        g_stem = torch.empty_like(kept.stem.z)
+        d = Behind(g, z, *coefficients)
+        dw = self.partial.of(rows)
+        sums = stem_step_triton.products_backward(kept.stem, rows.within(self.flat), d, coefficients, g_stem, dw)
+        pixels = g_stem[:, 0].numel()
+        coefficients, d_gamma, d_beta = finish_triton.finish_affine_backward(sums, kept.norm, gamma, pixels)
+        d = Behind(g_stem, kept.stem.z, *coefficients)
+        stem_step_triton.convolution_backward(self.images, d, coefficients, self.partial.of(self.p.stem))
+        return self.partial.total(), d_gamma, d_beta
+
+
+class _Chain(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, normal: Tensor, reduce: Tensor, spec: NetSpec, backend: str, *weights: Tensor
+    ) -> Tensor:
+        p = plan(images.shape[1], spec)
+        flat = torch.cat([weights[i].reshape(-1) for i in p.order])
+        images, edges = images.contiguous(), (normal.contiguous(), reduce.contiguous())
+        pooled, kept = forward(p, images, edges, flat, weights[1], weights[2], spec.k, backend)
+        ctx.save_for_backward(images, *edges, weights[1])
+        ctx.rest = p, kept, flat, spec.k, backend, [w.shape for w in weights]
+        ctx.needs_weights = any(ctx.needs_input_grad[5:])
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, d_pooled: Tensor) -> tuple[Tensor | None, ...]:
+        normal, reduce, *weights = _ChainBackward.apply(ctx.rest, ctx.needs_weights, d_pooled, *ctx.saved_tensors)
+        return None, normal, reduce, None, None, *weights
+
+
+class _ChainBackward(torch.autograd.Function):
+    """The backward pass as an operation of its own, so that a second derivative meets a sentence."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rest: tuple[Any, ...], needs_weights: bool, d_pooled: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        p, kept, flat, k, backend, shapes = rest
+        ctx.backend = backend
+        images, *edges, gamma = tensors
+        run = _Backward(p, kept, images, edges, flat, k, backend, needs_weights)
+        d_pooled = d_pooled.contiguous()
+        for i in reversed(range(len(p.cells))):
+            run.cell(i, d_pooled)
+        found: list[Tensor | None] = [None] * len(shapes)
+        if needs_weights:
+            total, found[1], found[2] = run.stem(gamma)
+            pieces = total.split([shapes[i].numel() for i in p.order])
+            for i, piece in zip(p.order, pieces, strict=True):
+                found[i] = piece.view(shapes[i])
+        return *run.totals.float(), *found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        first_derivatives_only("skip_net", ctx.backend)(ctx, *grads)
+
+
+def pooled(
+    images: Tensor, normal: Tensor, reduce: Tensor, weights: Sequence[Tensor], spec: NetSpec, backend: str
+) -> Tensor:
+    """Of the last cell the mean over the image (B, 4C), differentiable once by edges and weights. weights: those of
+    `skip_net` without the classifier's; backend: who computes a normal cell, "triton" or "cuda"."""
+    return _Chain.apply(images, normal, reduce, spec, backend, *weights)

@@ -1,0 +1,162 @@
+"""GPU kernels without a GPU: interpreted in a process of their own, compiled ahead of time in another, and read."""
+
+import ast
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ftso_fast.kernels import aot
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ftso_fast import kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+TRITON = sorted((ROOT / "kernels").glob("*_triton.py"))
+skip_cell_module = importlib.import_module("ftso_fast.kernels.skip_cell")
+triton_op = torch.ops.ftso_fast.skip_cell_triton
+INTERPRETED = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+
+
+def run(arguments, **variables):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"} | variables
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=900, env=environment, cwd=ROOT
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", INTERPRETED, ids=lambda p: p.stem)
+def test_interpreted(path):
+    """Each file of tests/gpu by Triton's interpreter."""
+    code, said = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", path], TRITON_INTERPRET="1")
+    assert code == 0, said[-6000:]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Exit code, text and measurements of one run of the ahead-of-time compiler over everything."""
+    folder = tmp_path_factory.mktemp("aot")
+    table = folder / "measured.json"
+    code, said = run(["-m", "ftso_fast.kernels.aot", "--json", table], TRITON_CACHE_DIR=str(folder / "cache"))
+    return code, said, json.loads(table.read_text())
+
+
+def test_every_kernel_keeps_to_its_budget_on_every_target(measured):
+    code, said, found = measured
+    assert code == 0, said[-6000:]
+    assert all(set(by_target) == set(aot.TARGETS) for by_target in found.values())
+    assert {name.split(".")[0] for name in found} == {
+        path.stem for path in TRITON if "def aot_cases" in path.read_text()
+    }
+
+
+def test_no_kernel_spills_on_a_gpu_of_nvidia(measured):
+    spills = {(n, t) for n, by in measured[2].items() for t, v in by.items() if v["spills"] and t.startswith("sm")}
+    assert not spills
+
+
+def test_the_skip_cells_forward_reads_and_writes_128_bits_at_a_time(measured):
+    """For k = 1 and 4, planes divisible by 16, whatever the number of channels, which is no constant: what is narrower
+    are the 14 weights and the cycle of the shuffle; no shared memory, no barrier."""
+    forward = {n: by for n, by in measured[2].items() if n.startswith("skip_cell_triton.fwd-")}
+    assert {name.rsplit("-", 1)[1] for name in forward if "fp32" in name} == {"k1", "k4"}
+    for name, by_target in forward.items():
+        for target, v in by_target.items():
+            if not target.startswith("sm"):
+                continue
+            narrow = {w: n for w, n in v.items() if w[:2] in ("ld", "st") and w[2:] != "128"}
+            assert sum(narrow.values()) <= 14 + 2, (name, target, narrow)
+            assert not any(w.startswith("st") for w in narrow), (name, target, narrow)
+            assert v["st128"] == 2 * v["ld128"] > 0, (name, target)
+            assert v["shared"] == v["barriers"] == v["spills"] == 0, (name, target)
+
+
+def test_over_the_budget_or_missing_is_said():
+    within = {"registers": 10, "spills": 0, "shared": 0, "barriers": 0, "narrow": 1}
+    found = {"a": {"sm_80": within | {"registers": 11}}, "b": {"sm_80": within}}
+    assert aot.problems(found, {"a": {"sm_80": within}}, True) == [
+        "a sm_80: registers 11, budget 10",
+        "b sm_80: not in the budget",
+    ]
+    assert aot.problems({}, {"a": {"sm_80": within}}, True) == ["a: in the budget, but there is no such kernel"]
+    spilled = within | {"spills": 8}
+    assert aot.problems({"a": {"sm_80": spilled}}, {"a": {"sm_80": spilled}}, True) == ["a sm_80: spills 8"]
+
+
+# -- what the sources must keep to
+
+
+CONVERTED = ("tl.float32", "tl.float64", "tl.int32", "tl.int64")
+
+
+def unconverted(text):
+    """Lines with a tl.load whose value is not at once made float32 (sums float64, indices int32 or int64)."""
+    found = []
+    tree = ast.parse(text)
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load":
+            attribute = parents[node]
+            call = parents.get(attribute)
+            converted = (
+                isinstance(attribute, ast.Attribute)
+                and attribute.attr == "to"
+                and isinstance(call, ast.Call)
+                and ast.unparse(call.args[0]) in CONVERTED
+            )
+            if not converted:
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("path", TRITON, ids=lambda p: p.name)
+def test_every_load_is_at_once_made_float32(path):
+    """The interpreter holds bfloat16 as integers: arithmetic before the conversion would be silently wrong."""
+    assert not unconverted(path.read_text())
+
+
+def test_a_load_without_conversion_is_noticed():
+    assert unconverted("x = tl.load(p)\ny = tl.load(p).to(tl.float32)\nz = f(tl.load(p, m, 0.0))") == [1, 3]
+
+
+@pytest.mark.parametrize("path", TRITON, ids=lambda p: p.name)
+def test_nothing_depends_on_the_order_of_programs(path):
+    assert "atomic" not in path.read_text()
+
+
+# -- the path of a call, without a GPU
+
+
+def test_a_tensor_on_a_gpu_goes_to_triton(monkeypatch):
+    """As far as shapes: autograd's engine wants a real device."""
+    called = []
+    monkeypatch.setitem(skip_cell_module._BACKENDS, "triton", lambda *a: called.append(a) or triton_op(*a))
+    with FakeTensorMode():
+        x, weights = torch.empty(2, 8, 4, 4, device="cuda"), torch.empty(14, device="cuda")
+        for out in (kernels.skip_cell(x, x, weights, 4), torch.ops.ftso_fast.skip_cell(x, x, weights, 4)):
+            assert (out.shape, out.device.type) == ((2, 32, 4, 4), "cuda")
+        grads = torch.ops.ftso_fast.skip_cell_triton_bwd(out, x, x, weights, 4, [True] * 3)
+        assert [g.shape for g in grads] == [x.shape, x.shape, weights.shape]
+    assert len(called) == 1
+
+
+def test_without_its_interpreter_triton_refuses_tensors_on_the_cpu(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(kernels.BackendError, match="there is no GPU"), kernels.use_backend("triton"):
+        pass
+
+
+def test_a_search_on_the_cpu_leaves_triton_alone():
+    code = (
+        "import sys, torch, ftso_fast; from ftso_fast import kernels;"
+        "x = torch.randn(1, 4, 4, 4, requires_grad=True); kernels.skip_cell(x, x, torch.rand(14)).sum().backward();"
+        "assert not {m for m in sys.modules if m.split('.')[0] == 'triton' or '_triton' in m and 'ftso' in m}"
+    )
+    returned, said = run(["-c", code])
+    assert returned == 0, said
