@@ -58,11 +58,11 @@ const char* launch(Kernel* kernel, int64_t programs, const Call& call, const Cut
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-Cut cut_of(const CudaCell& c) {
+Cut cut_of(const CudaCell& c, bool backward) {
   const int pixels = c.H * c.W, strided = c.H / 2 * (c.W / 2);
   bool vector = pixels % 4 == 0;
   for (const CudaRaw& x : c.x) vector = vector && aligned(x.z) && x.image % 4 == 0;
-  return {cell_parts(1, c.C, pixels), cell_parts(1, c.C, strided), vector};
+  return {cell_parts(1, c.C, pixels, backward), cell_parts(1, c.C, strided, backward), vector};
 }
 
 template <int kC>
@@ -74,14 +74,15 @@ int64_t weight_programs(const CudaBehind& d, bool strided) {
 
 }  // namespace
 
-int cell_parts(int B, int C, int pixels) {
-  const int tile = C == 16 ? MainTile<16>::P : C == 128 ? MainTile<128>::P : MainTile<32>::P;
+int cell_parts(int B, int C, int pixels, bool backward) {
+  const int forward = C == 16 ? MainTile<16>::P : C == 128 ? MainTile<128>::P : MainTile<32>::P;
   static_assert(MainTile<32>::P == MainTile<64>::P, "one answer for both");
+  const int tile = backward ? 2048 / C : forward;
   return B * ((pixels + tile - 1) / tile);
 }
 
 const char* cell_step_fwd(const CudaCellForward& c, int device, void* stream) {
-  Cut cut = cut_of(c.cell);
+  Cut cut = cut_of(c.cell, false);
   for (const CudaProduct* p : {&c.main, &c.strided}) cut.vector = cut.vector && aligned(p->z);
   return with_channels(c.cell.C, [&](auto channels) {
     constexpr int kC = decltype(channels)::value;
@@ -93,7 +94,7 @@ const char* cell_step_fwd(const CudaCellForward& c, int device, void* stream) {
 }
 
 const char* cell_step_bwd(const CudaCellBackward& c, int device, void* stream) {
-  Cut cut = cut_of(c.cell);
+  Cut cut = cut_of(c.cell, true);
   for (const CudaBehind* d : {&c.main, &c.strided}) cut.vector = cut.vector && aligned(d->g) && aligned(d->z);
   for (const float* g : c.g) cut.vector = cut.vector && aligned(g);
   return with_channels(c.cell.C, [&](auto channels) {

@@ -53,8 +53,8 @@ struct CudaCellBackward {
   float *g[2], *sums, *dots;
 };
 
-// The parts that the stages write: forward by main and by strided, backward.
-int cell_parts(int B, int C, int pixels);
+// The parts that a stage writes: forward of main and of strided, by their pixels; backward of the cell.
+int cell_parts(int B, int C, int pixels, bool backward);
 
 const char* cell_step_fwd(const CudaCellForward& c, int device, void* stream);
 const char* cell_step_bwd(const CudaCellBackward& c, int device, void* stream);

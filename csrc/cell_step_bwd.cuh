@@ -7,7 +7,7 @@ namespace ftso {
 namespace {
 
 template <int kC>
-struct BackwardTile : MainTile<kC> {
+struct BackwardTile : ThinTile<kC> {
   static constexpr int depth = kC <= 32 ? 16 : kC == 64 ? 8 : 4;  // rows of weights at a time
 };
 
@@ -20,8 +20,8 @@ struct WeightTile : ThinTile<kC> {
 template <int kC>
 struct BackwardShared {
   struct Pixels {
-    float x[4 * kC][MainTile<kC>::ld];
-    float dz[BackwardTile<kC>::depth][MainTile<kC>::ld];
+    float x[4 * kC][ThinTile<kC>::ld];
+    float dz[BackwardTile<kC>::depth][ThinTile<kC>::ld];
     float w[BackwardTile<kC>::depth][4 * kC];
     float dots[kThreads / 32][kCudaEdges];
   };
@@ -102,23 +102,16 @@ struct GradientPiece {
   }
 };
 
-template <int n>
-__device__ __forceinline__ void copy(const float& from, float (&to)[n]) {
-  static_assert(n == 2 || n == 4, "one load");
-  if (n == 2) {
-    const float2 v = reinterpret_cast<const float2&>(from);
-    to[0] = v.x, to[1] = v.y;
-  } else {
-    const float4 v = reinterpret_cast<const float4&>(from);
-    to[0] = v.x, to[1] = v.y, to[n - 2] = v.z, to[n - 1] = v.w;
-  }
+// Columns in turn even and odd, each with its own weight.
+__device__ __forceinline__ void add_outer(float even, float odd, float4 dz, float4& to) {
+  to = make_float4(fmaf(even, dz.x, to.x), fmaf(odd, dz.y, to.y), fmaf(even, dz.z, to.z), fmaf(odd, dz.w, to.w));
 }
 
 // d += w' dz of one reader: of the thread's pixels and channels, in all four nodes.
 template <int kC, bool kStrided>
 __device__ __forceinline__ void pull_back(typename BackwardShared<kC>::Pixels& s, const CudaBehind& behind,
                                           const CudaCell& c, const Grid& g, int image, int pixel,
-                                          float4 (&d)[4][MainTile<kC>::items]) {
+                                          float4 (&d)[4][ThinTile<kC>::items]) {
   using T = BackwardTile<kC>;
   using Piece = GradientPiece<kC, kStrided>;
   const int q = threadIdx.x % T::quads, channel = threadIdx.x / T::quads * T::items;
@@ -134,15 +127,11 @@ __device__ __forceinline__ void pull_back(typename BackwardShared<kC>::Pixels& s
       const float4 dz = at4(s.dz[n][4 * q]);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        float even[T::items], odd[T::items];
-        copy<T::items>(s.w[n][j * T::C + channel], even);
-        copy<T::items>(s.w[kStrided ? n + Piece::rows : n][j * T::C + channel], odd);
-#pragma unroll
-        for (int i = 0; i < T::items; ++i) {
-          float4& to = d[j][i];
-          to = make_float4(fmaf(even[i], dz.x, to.x), fmaf(odd[i], dz.y, to.y), fmaf(even[i], dz.z, to.z),
-                           fmaf(odd[i], dz.w, to.w));
-        }
+        static_assert(T::items == 2, "read as one float2");
+        const float2 even = reinterpret_cast<const float2&>(s.w[n][j * T::C + channel]);
+        const float2 odd = reinterpret_cast<const float2&>(s.w[kStrided ? n + Piece::rows : n][j * T::C + channel]);
+        add_outer(even.x, odd.x, dz, d[j][0]);
+        add_outer(even.y, odd.y, dz, d[j][1]);
       }
     }
     __syncthreads();
@@ -153,8 +142,8 @@ __device__ __forceinline__ void pull_back(typename BackwardShared<kC>::Pixels& s
 // of s.x gives up its node for the node's total gradient once nobody needs the node.
 template <int kC>
 __device__ __forceinline__ void unmix(typename BackwardShared<kC>::Pixels& s, const CudaCellBackward& c, const Grid& g,
-                                      int image, int part, int pixel, float4 (&d)[4][MainTile<kC>::items]) {
-  using T = MainTile<kC>;
+                                      int image, int part, int pixel, float4 (&d)[4][ThinTile<kC>::items]) {
+  using T = ThinTile<kC>;
   const int q = threadIdx.x % T::quads, channel = threadIdx.x / T::quads * T::items;
   const Quad quad(g, pixel + 4 * q);
   float dots[kCudaEdges];
@@ -217,7 +206,7 @@ __device__ __forceinline__ void unmix(typename BackwardShared<kC>::Pixels& s, co
 template <int kC>
 __device__ __forceinline__ void input_gradients(typename BackwardShared<kC>::Pixels& s, const CudaCellBackward& c,
                                                 const Cut& cut, int part) {
-  using T = MainTile<kC>;
+  using T = ThinTile<kC>;
   const int image = part / cut.tiles, pixel = part % cut.tiles * T::P;
   const int q = threadIdx.x % T::quads, channel = threadIdx.x / T::quads * T::items;
   const Grid g = all_pixels(c.cell, cut);
@@ -299,7 +288,7 @@ __device__ __forceinline__ void weight_gradients(typename BackwardShared<kC>::We
 
 // Programs: those of dw, longest first; of the strided dw, even then odd; then a tile each.
 template <int kC>
-__global__ void __launch_bounds__(kThreads, kC <= 32 ? 2 : 1) cell_bwd(const CudaCellBackward c, const Cut cut) {
+__global__ void __launch_bounds__(kThreads, 2) cell_bwd(const CudaCellBackward c, const Cut cut) {
   FTSO_SHARED(BackwardShared<kC>, s);
   int program = blockIdx.x;
   const int rows = c.main.rows, main = c.main.dw ? WeightCut<kC>::blocks(rows) * c.main.parts : 0;

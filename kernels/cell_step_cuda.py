@@ -57,7 +57,7 @@ def backward(
     for name, g, x in (("g0", g0, x0), ("g1", g1, x1)):
         if g is not None and g.stride() != x.z.stride():
             raise ValueError(f"cell_step: {name}: expected strides {x.z.stride()} as its input, got {g.stride()}")
-    parts = _parts(B, C, H * W)
+    parts = _parts(B, C, H * W, backward=True)
     sums, dots = x0.z.new_empty(parts, 2, 2 * C), x0.z.new_empty(parts, 14)
     module().cell_step_bwd(
         (B, C, H, W, k),
@@ -101,8 +101,8 @@ def _kind(x: object) -> str:
     return "none" if x is None else "one"
 
 
-def _parts(B: int, C: int, pixels: int) -> int:
-    return int(module().cell_parts(B, C, pixels))
+def _parts(B: int, C: int, pixels: int, backward: bool = False) -> int:
+    return int(module().cell_parts(B, C, pixels, backward))
 
 
 def _at(t: Tensor | None) -> int:

@@ -6,6 +6,7 @@ same bytes on every schedule.
 
 import ctypes
 import importlib.util
+import os
 from typing import NamedTuple
 
 import emulation
@@ -210,3 +211,16 @@ def test_every_schedule_gives_the_same_bytes(case, schedule):
         schedule(policy, order)
         assert all(torch.equal(a, b) for a, b in zip(first, everything(), strict=True)), policy
     schedule(emulation.Policy.ASCENDING, emulation.Order.ASCENDING)
+
+
+@pytest.mark.parametrize("build", emulation.BUILDS)
+def test_sanitizers_find_nothing(build):
+    """Stand-alone: accesses and undefined behaviour, or races, in every stage; FTSO_EMULATION=long: at more sizes."""
+    form = "long" if os.environ.get("FTSO_EMULATION") == "long" else "short"
+    schedules = [(p, o) for p in emulation.POLICIES for o in emulation.ORDERS]
+    plain = emulation.run(emulation.cell_program("plain"), 0, 0, form)
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+    for policy, order in schedules if build == "plain" or form == "long" else schedules[-1:]:
+        done = emulation.run(emulation.cell_program(build), policy.value, order.value, form, timeout=3000)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout == plain.stdout, (policy, order)
