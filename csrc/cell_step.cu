@@ -50,6 +50,7 @@ template <typename Shared, typename Kernel, typename Call>
 const char* launch(Kernel* kernel, int64_t programs, const Call& call, const Cut& cut, int device, void* stream) {
   if (programs > 0x7fffffff) return "more programs than a launch has";
   const OnDevice on(device);
+  static_assert(sizeof(Shared) <= 99 * 1024, "what a block may have on sm_86");
   const int bytes = static_cast<int>(sizeof(Shared));
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess)
     FTSO_LAUNCH(kernel, dim3(static_cast<unsigned>(programs)), dim3(kThreads), bytes, stream, call, cut);
@@ -81,9 +82,18 @@ int cell_parts(int B, int C, int pixels, bool backward) {
   return B * ((pixels + tile - 1) / tile);
 }
 
+const char* cell_shared_bytes(int C, int* forward, int* pool, int* backward) {
+  return with_channels(C, [=](auto channels) -> const char* {
+    constexpr int kC = decltype(channels)::value;
+    *forward = sizeof(ForwardShared<kC>), *pool = sizeof(PoolShared<kC>), *backward = sizeof(BackwardShared<kC>);
+    return nullptr;
+  });
+}
+
 const char* cell_step_fwd(const CudaCellForward& c, int device, void* stream) {
   Cut cut = cut_of(c.cell, false);
   for (const CudaProduct* p : {&c.main, &c.strided}) cut.vector = cut.vector && aligned(p->z);
+  if (c.pooled) cut.tiles = cell_parts(1, c.cell.C, c.cell.H * c.cell.W, true);
   return with_channels(c.cell.C, [&](auto channels) {
     constexpr int kC = decltype(channels)::value;
     if (c.pooled) return launch<PoolShared<kC>>(cell_pool<kC>, c.cell.B, c, cut, device, stream);

@@ -123,13 +123,13 @@ __global__ void __launch_bounds__(kThreads, 2) cell_fwd(const CudaCellForward c,
 
 template <int kC>
 struct PoolShared {
-  float x[4 * kC][MainTile<kC>::ld], total[4 * kC];
+  float x[4 * kC][ThinTile<kC>::ld], total[4 * kC];
 };
 
 // The last cell: a program an image.
 template <int kC>
 __global__ void __launch_bounds__(kThreads, 2) cell_pool(const CudaCellForward c, const Cut cut) {
-  using T = MainTile<kC>;
+  using T = ThinTile<kC>;
   FTSO_SHARED(PoolShared<kC>, s);
   const int lane = threadIdx.x % 32, image = blockIdx.x;
   const Grid g = all_pixels(c.cell, cut);

@@ -56,6 +56,9 @@ struct CudaCellBackward {
 // The parts that a stage writes: forward of main and of strided, by their pixels; backward of the cell.
 int cell_parts(int B, int C, int pixels, bool backward);
 
+// Shared memory of a program of each kernel.
+const char* cell_shared_bytes(int C, int* forward, int* pool, int* backward);
+
 const char* cell_step_fwd(const CudaCellForward& c, int device, void* stream);
 const char* cell_step_bwd(const CudaCellBackward& c, int device, void* stream);
 

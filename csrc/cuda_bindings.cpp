@@ -10,6 +10,7 @@
 #include "cell_step.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 
 namespace {
 
@@ -50,8 +51,12 @@ ftso::CudaBehind behind(const Behind& d) {
 
 PYBIND11_MODULE(FTSO_MODULE, m) {
   m.doc() = "The CUDA kernels of ftso_fast: raw pointers, no checks. Call it through ftso_fast.kernels.";
-  m.attr("CHANNELS") = py::make_tuple(16, 32, 64, 128);
   m.def("cell_parts", &ftso::cell_parts);
+  m.def("cell_shared_bytes", [](int C) {
+    int forward = 0, pool = 0, backward = 0;
+    check(ftso::cell_shared_bytes(C, &forward, &pool, &backward));
+    return py::dict("cell_fwd"_a = forward, "cell_pool"_a = pool, "cell_bwd"_a = backward);
+  });
   m.def("cell_step_fwd", [](const Sizes& sizes, uintptr_t edges, const Raw& x0, const Raw& x1, const Product& main,
                             const Product& strided, uintptr_t pooled, int device, uintptr_t stream) {
     check(ftso::cell_step_fwd({cell(sizes, edges, x0, x1), product(main), product(strided), at<float>(pooled)}, device,

@@ -144,6 +144,8 @@ def _check(
                 f"cell_step {stage}: {name}: expected {tuple(x0.z.shape)}, planes contiguous, "
                 f"got {tuple(x.z.shape)} with strides {x.z.stride()}"
             )
+    if edges.shape != (14,) or not edges.is_contiguous():
+        raise ValueError(f"cell_step {stage}: edges: expected 14 contiguous numbers, got {tuple(edges.shape)}")
     weights = [(name, t) for name, t in (("w", w), ("w_strided", w_strided)) if t is not None]
     for name, t in weights:
         if t.dim() != 2 or t.shape[1] != 4 * C or not t.is_contiguous() or _at(t) % 16:
