@@ -103,8 +103,9 @@ class Phase:
 
     @property
     def backend(self) -> str:
-        """Who computed: "cpu" where compiled kernels ran."""
-        return "cpu" if self.kernel_calls else "reference"
+        """Who computed: of the kernels that ran the fastest backend's name, "reference" where none did."""
+        ran = {name.split("/")[1] for name in self.kernel_calls}
+        return next((name for name in ("cuda", "triton") if name in ran), "cpu" if ran else "reference")
 
     def scores(self, cell: str, before: bool = False) -> list[float]:
         """`edge_scores` of a cell that reads every earlier state, after the search or before it."""

@@ -120,14 +120,17 @@ class Run:
             clip_norm(grads, self.config.arch_grad_clip)
         self._record(0, loss, all(bool(g.isfinite().all()) for g in grads))
         if not any(bool(g.any()) for g in grads):
-            raise NumericalError(
-                f"architecture step {len(self.losses[0])}: the gradient is exactly zero, so there is nothing to "
-                "follow: the images are all alike or too large for float32; check and normalise them"
-            )
+            raise self._nothing_to_follow()
         if not self.adam.steps and self.net.precision != "float32":
             self.rounding = self._rounding(batch, grads)
         self.gradient = grads
         self.adam.step(grads)
+
+    def _nothing_to_follow(self) -> NumericalError:
+        return NumericalError(
+            f"architecture step {len(self.losses[0])}: the gradient is exactly zero, so there is nothing to "
+            "follow: the images are all alike or too large for float32; check and normalise them"
+        )
 
     def _rounding(self, batch: Batch, grads: list[Tensor]) -> Rounding:
         """The first architecture step's gradients against those in float32."""

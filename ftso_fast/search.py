@@ -39,6 +39,7 @@ def search(
     classes: int | None = None,
     seed: int = 0,
     backend: str | None = None,
+    device: str | None = None,
     precision: str = "float32",
     config: SearchConfig | None = None,
     progress: Progress | None = None,
@@ -58,9 +59,10 @@ def search(
     rather than by beta times the largest alpha (without none). Ties go to the lower state and the earlier operator.
 
     k: 1/k of the channels are processed (default: the method's; 1: DARTS). classes: found in the data where not given.
-    seed: decides everything random. backend: "cpu" or "reference", which then runs or raises; None: the fastest that
-    can. precision: one of `kernels.PRECISIONS`; other than float32 it needs the cpu backend and a skip-only topology
-    search, is for long searches (one iteration follows the gradient's sign only), and the result says what it did to
+    seed: decides everything random. backend: one of `kernels.BACKENDS`, which then runs or raises; None: the fastest
+    that can. device: "cpu" (the default) or "cuda", where a step is a CUDA graph after its first two. precision: one
+    of `kernels.PRECISIONS`; other than float32 it needs the cpu backend and a skip-only topology search, is for long
+    searches (one iteration follows the gradient's sign only), and the result says what it did to
     the first gradient. config: default: the method's own, its warm-up cut to end before a short search does.
     progress: called with (iterations done, iterations in all or None).
 
@@ -85,11 +87,12 @@ def search(
         precision=precision,
         config=config,
     )
+    where = _device(device)
     start = time.perf_counter()
     with _backend(backend):
         prepared = prepare(data, classes=classes, seed=seed, batch_size=plan.config.batch_size)
-        phases, rounding = _phases(plan, prepared.report, Stream(prepared), progress, start)
-        isa = kernels.isa() if any(phase.kernel_calls for phase in phases) else None
+        phases, rounding = _phases(plan, prepared.report, Stream(prepared), progress, start, where)
+        isa = kernels.isa() if any(phase.backend == "cpu" for phase in phases) else None
     seconds = sum((Counter(phase.seconds) for phase in phases), Counter[str]())
     return SearchResult(
         topology_search=phases[0],
@@ -113,7 +116,7 @@ def search(
 
 
 def _phases(
-    plan: Plan, report: DataReport, stream: Stream, progress: Progress | None, start: float
+    plan: Plan, report: DataReport, stream: Stream, progress: Progress | None, start: float, device: torch.device
 ) -> tuple[list[Phase], Rounding | None]:
     """Every super-network's search in turn; `start` is when the first one's setup began."""
     lengths = [length.iterations(stream.iterations_per_epoch) for length in plan.phases]
@@ -131,7 +134,7 @@ def _phases(
     for length in plan.phases:
         space = plan.space if topology is None else changed(plan.space, operators=PRIMITIVES)
         net, state = _network(plan, report, space, topology, state)
-        run = Run(net, plan.config, plan.order)
+        run = _run(net, plan, device)
         run.seconds["setup"] = time.perf_counter() - start
         done += run.all(stream, length, shown)
         if not run.adam.steps:
@@ -168,6 +171,26 @@ def _network(
         )
         net.precision = plan.precision
         return net, torch.get_rng_state()
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or "cpu")
+    except (RuntimeError, TypeError):
+        raise UsageError(f"device: expected cpu or cuda, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device: expected cpu or cuda, got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device: {name!r} was asked for, and torch finds no GPU here")
+    return device
+
+
+def _run(net: SuperNet, plan: Plan, device: torch.device) -> Run:
+    if device.type == "cpu":
+        return Run(net, plan.config, plan.order)
+    from .on_device import DeviceRun
+
+    return DeviceRun(net.on(device), plan.config, plan.order, device, replayed=True)
 
 
 @contextmanager

@@ -126,6 +126,7 @@ class SuperNet(nn.Module):
             reduction_prev = reduction
             c_prev_prev, c_prev = c_prev, space.n_nodes * C
         self.classifier = nn.Linear(c_prev, classes)
+        self._table: tuple[Tensor, Tensor, Tensor] | None = None
         self._places = [(module, name) for module in self.modules() for name in module._parameters]
         edges = [sum(map(len, self.topology[cell])) for cell in CELLS]
         n = len(space.operators)
@@ -162,6 +163,38 @@ class SuperNet(nn.Module):
             bounds.append(bounds[-1] + len(node))
         return torch.cat([betas[a:b].softmax(0) for a, b in pairwise(bounds)])
 
+    def _edges_together(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+        """`edge_weights` of both cells in few launches: a row of a table for each node, -inf behind its edges."""
+        betas = self.betas()
+        device = betas[0].device
+        sizes = [len(node) for cell in CELLS for node in self.topology[cell]]
+        widest = max(sizes)
+        if self._table is None or self._table[0].device != device:
+            at = 0
+            rows: list[int] = []
+            back: list[int] = []
+            for row, size in enumerate(sizes):
+                rows += [*range(at, at + size), *[sum(sizes)] * (widest - size)]
+                back += range(row * widest, row * widest + size)
+                at += size
+            self._table = (
+                torch.tensor(rows, device=device),
+                torch.tensor(back, device=device),
+                betas[0].new_full((1,), -torch.inf),
+            )
+        rows_of, back_from, nothing = self._table
+        table = torch.cat([*betas, nothing]).index_select(0, rows_of).view(-1, widest)
+        flat = table.softmax(1).view(-1).index_select(0, back_from)
+        return flat.to(dtype).split([len(b) for b in betas])
+
+    def on(self, device: torch.device) -> "SuperNet":
+        """Move weights and architecture parameters."""
+        self.to(device)
+        for name in ("alphas_normal", "alphas_reduce", "betas_normal", "betas_reduce"):
+            if (t := getattr(self, name)) is not None:
+                setattr(self, name, t.detach().to(device).requires_grad_())
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] != self.in_channels or images.shape[2] % 4 or images.shape[3] % 4:
             raise UsageError(
@@ -170,13 +203,15 @@ class SuperNet(nn.Module):
             )
         if not self.skip_only:
             return self._mixed(images)
-        normal, reduce = (self.edge_weights(b).to(images.dtype) for b in self.betas())
         table = {name: partial(self._fused, name) for name in ("cuda", "triton", "cpu")}
         reasons = cannot(images, self.spec)
         network = choose("super-network", {**table, "reference": self._textbook}, images, reasons)
         if self.precision != "float32" and network is not table["cpu"]:
             reason = reasons["cpu"] or "it was not chosen"
             raise UsageError(f"precision: {self.precision} needs the cpu backend, which does not run here: {reason}")
+        on_cpu = network is table["cpu"] or network == self._textbook
+        edges = map(self.edge_weights, self.betas()) if on_cpu else self._edges_together(images.dtype)
+        normal, reduce = (e.to(images.dtype) for e in edges)
         return network(images, normal, reduce)
 
     def _textbook(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:

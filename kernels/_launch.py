@@ -21,6 +21,11 @@ def launch(
 ) -> None:
     """Start `kernel` on the current stream of the arguments' device. moved: the bytes that it reads and writes."""
     launched(stage, "triton", moved)
+    run(kernel, grid, arguments, constants, warps)
+
+
+def run(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: dict[str, Any], warps: int) -> None:
+    """Start it, uncounted."""
     kernel[grid](*arguments, **constants, num_warps=warps)
 
 

@@ -180,13 +180,13 @@ def _weights_backward(
     part, parts, first, g, z, coefficients, dw, N, rows, side, z0, scale0, shift0, z1, scale1, shift1, f, f_scale,
     f_shift, pooled, edges, B, W, HW, image0, image1,
     C: tl.constexpr, K: tl.constexpr, Q: tl.constexpr, STRIDED: tl.constexpr, READS_STRIDED: tl.constexpr,
-    P: tl.constexpr,
+    P: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Rows first.. (16 of them, below `rows`) of one part of dw (parts, N, 4C); READS_STRIDED: of one parity."""
-    n = first + tl.arange(0, 16)
+    """Rows first.. (ROWS of them, below `rows`) of one part of dw (parts, N, 4C); READS_STRIDED: of one parity."""
+    n = first + tl.arange(0, ROWS)
     known = n < rows
-    dw2, dw3 = tl.zeros([16, C], tl.float32), tl.zeros([16, C], tl.float32)
-    dw4, dw5 = tl.zeros([16, C], tl.float32), tl.zeros([16, C], tl.float32)
+    dw2, dw3 = tl.zeros([ROWS, C], tl.float32), tl.zeros([ROWS, C], tl.float32)
+    dw4, dw5 = tl.zeros([ROWS, C], tl.float32), tl.zeros([ROWS, C], tl.float32)
     tiles = 4 * tl.cdiv(B * HW // 4, P) if STRIDED and not READS_STRIDED else tl.cdiv(B * HW // 4, P)
     if not STRIDED:
         tiles = tl.cdiv(B * HW, P)
@@ -221,6 +221,7 @@ def bwd(
     tiles, parts, B, W, HW, image0, image1, g_image0, g_image1, N, S,
     C: tl.constexpr, K: tl.constexpr, Q: tl.constexpr, STRIDED: tl.constexpr, POOLED: tl.constexpr,
     NEED0: tl.constexpr, NEED1: tl.constexpr, WEIGHTS: tl.constexpr, P: tl.constexpr, P_WEIGHTS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     if program < tiles:
@@ -231,19 +232,19 @@ def bwd(
         )  # fmt: skip
     elif WEIGHTS:
         part, block = (program - tiles) % parts, (program - tiles) // parts
-        blocks = tl.cdiv(N, 16)
+        blocks = tl.cdiv(N, ROWS)
         if block < blocks:
             _weights_backward(
-                part, parts, block * 16, g, z, coefficients, dw, N, N, 0, z0, scale0, shift0, z1, scale1, shift1, f,
-                f_scale, f_shift, pooled, edges, B, W, HW, image0, image1, C, K, Q, STRIDED, False, P_WEIGHTS,
+                part, parts, block * ROWS, g, z, coefficients, dw, N, N, 0, z0, scale0, shift0, z1, scale1, shift1, f,
+                f_scale, f_shift, pooled, edges, B, W, HW, image0, image1, C, K, Q, STRIDED, False, P_WEIGHTS, ROWS,
             )  # fmt: skip
         elif STRIDED:
-            half = (block - blocks) // tl.cdiv(S, 16)
-            first = half * S + (block - blocks) % tl.cdiv(S, 16) * 16
+            half = (block - blocks) // tl.cdiv(S, ROWS)
+            first = half * S + (block - blocks) % tl.cdiv(S, ROWS) * ROWS
             _weights_backward(
                 part, parts, first, g_strided, z_strided, coefficients_strided, dw_strided, 2 * S, half * S + S,
                 3 * half, z0, scale0, shift0, z1, scale1, shift1, f, f_scale, f_shift, pooled, edges, B, W, HW,
-                image0, image1, C, K, Q, STRIDED, True, P_WEIGHTS,
+                image0, image1, C, K, Q, STRIDED, True, P_WEIGHTS, ROWS,
             )  # fmt: skip
 
 
@@ -281,24 +282,26 @@ def _reduced(paths: Paths) -> _Inputs:
 
 
 class Tile(NamedTuple):
-    """pixels of a tile, of one that sums weight gradients, and warps of a program."""
+    """Pixels of a tile; of one that sums weight gradients, and the rows of weights that it does so for; warps."""
 
     pixels: int
     pixels_weights: int
+    rows_weights: int
     warps: int
 
 
-def tile(channels: int, rows: int) -> Tile:
-    """As many pixels as leave nodes and products in registers; the interpreter has no registers and slow programs."""
+def tile(channels: int, backward: bool) -> Tile:
+    """As many pixels as leave nodes and products in registers on every GPU that `aot` compiles for; the interpreter has
+    no registers and slow programs."""
     if interpreted():
-        return Tile(256, 256, 4)
-    warps = 8 if channels >= 64 else 4
-    return Tile(max(16, min(1024 * warps // power_of_two(rows), 256 * warps // channels, 64)), 16, warps)
+        return Tile(256, 256, 64, 4)
+    warps = 8 if channels >= 64 or (backward and channels == 32) else 4
+    return Tile(max(16, min(64, 1024 // channels)), 16, 16, warps)
 
 
 def weight_parts(pixels: int, rows: int) -> int:
     """How many parts the weight gradients are summed in: enough programs for a large GPU."""
-    return 2 if interpreted() else max(1, min(pixels // 256, 256 // -(-rows // 16)))
+    return 1 if interpreted() else max(1, min(pixels // 256, 256 // -(-rows // 16)))
 
 
 def forward(x0: Raw, x1: Raw, edges: Tensor, k: int, w: Tensor | None, w_strided: Tensor | None = None) -> Outputs:
@@ -317,14 +320,14 @@ def _forward(stage: str, inputs: _Inputs, edges: Tensor, k: int, w: Tensor | Non
     constants = {"C": C, "K": k, "Q": inputs.q}
     if w is None:
         mean = edges.new_empty(B, 4 * C)
-        own = tile(C, 16)
+        own = tile(C, False)
         launch(
             f"{stage}_pool_fwd", pool, (B,), [*inputs.arguments(edges), edges, mean, W, HW, *inputs.strides()],
             {**constants, "P": min(own.pixels, power_of_two(HW, 16))}, own.warps, moved(*inputs.tensors(), mean),
         )  # fmt: skip
         return Outputs(None, None, mean)
     N, S = w.shape[0], 0 if w_strided is None else w_strided.shape[0] // 2
-    own = tile(C, max(N, S))
+    own = tile(C, False)
     z = inputs.like.new_empty(B, N, H, W)
     z_strided = inputs.like.new_empty(B, 2 * S, H // 2, W // 2)
     n = _tiles(B, HW, own.pixels, bool(S))
@@ -380,12 +383,12 @@ def _backward(
     B, _, H, W = inputs.like.shape
     C, HW = inputs.channels, H * W
     N, S = 0 if r.w is None else r.w.shape[0], 0 if r.w_strided is None else r.w_strided.shape[0] // 2
-    own = tile(C, 32)
+    own = tile(C, True)
     n = _tiles(B, HW, own.pixels, bool(S))
     sums = edges.new_empty(n, 2, 2 * C if inputs.raw else 8 * inputs.q)
     dots = edges.new_empty(n, 14)
     parts = 1 if r.dw is None else r.dw.shape[0]
-    blocks = 0 if r.dw is None else triton.cdiv(N, 16) + 2 * triton.cdiv(S, 16)
+    blocks = 0 if r.dw is None else triton.cdiv(N, own.rows_weights) + 2 * triton.cdiv(S, own.rows_weights)
     some, wanted = edges, [t for t in (*g, *(g_paths or ())) if t is not None]
     w, w_strided = (some if t is None else t for t in (r.w, r.w_strided))
     d, d_strided = (_coefficients(t, some) for t in (r.d, r.d_strided))
@@ -397,7 +400,8 @@ def _backward(
          *(some if t is None else t for t in (r.dw, r.dw_strided)), n, parts, B, W, HW, *inputs.strides(),
          *(0 if t is None else t.stride(0) for t in g), N, S],
         {"C": C, "K": k, "Q": inputs.q, "STRIDED": S > 0, "POOLED": r.w is None, "NEED0": g[0] is not None,
-         "NEED1": g[1] is not None, "WEIGHTS": blocks > 0, "P": own.pixels, "P_WEIGHTS": own.pixels_weights},
+         "NEED1": g[1] is not None, "WEIGHTS": blocks > 0, "P": own.pixels,
+         "P_WEIGHTS": own.pixels_weights, "ROWS": own.rows_weights},
         own.warps, moved(*inputs.tensors(), *d[:2], *d_strided[:2], *wanted, sums, dots) + read_again
         + moved(*(t for t in (r.dw, r.dw_strided) if t is not None)),
     )  # fmt: skip
@@ -409,7 +413,7 @@ def _coefficients(d: Behind | None, missing: Tensor) -> tuple[Tensor, Tensor, Te
     if d is None:
         return missing, missing, missing
     together = d.al._base
-    if together is None or together.shape != (3, len(d.al)) or together.data_ptr() != d.al.data_ptr():
+    if together is None or together.shape != (3, len(d.al)) or together.storage_offset() != d.al.storage_offset():
         together = torch.stack(d[2:])
     return d.g, d.z, together
 
@@ -438,13 +442,13 @@ def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tupl
     """Every kernel at every stage of the search's own network."""
     for name, (C, Q, N, S) in STAGES.items():
         shape = {"C": C, "K": 4, "Q": Q}
-        own = tile(C, max(N, S))
+        own = tile(C, False)
         rows = {"ROWS": power_of_two(N, 16), "STRIDED_ROWS": power_of_two(S, 16) if S else 0}
         kernel, constants = (fwd, {**shape, **rows}) if N else (pool, shape)
         yield aot_case(
             f"{kernel.__name__}/{name}", kernel, {**constants, "P": own.pixels}, _FLOATS, _DIVISIBLE, own.warps
         )
-        own = tile(C, 32)
+        own = tile(C, True)
         constants = {**shape, "STRIDED": S > 0, "POOLED": N == 0, "NEED0": True, "NEED1": True, "WEIGHTS": N > 0}
-        constants |= {"P": own.pixels, "P_WEIGHTS": own.pixels_weights}
+        constants |= {"P": own.pixels, "P_WEIGHTS": own.pixels_weights, "ROWS": own.rows_weights}
         yield aot_case(f"bwd/{name}", bwd, constants, _FLOATS, _DIVISIBLE, own.warps)

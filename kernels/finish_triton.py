@@ -11,12 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import aot_case, launch, moved
+from ._launch import aot_case, interpreted, launch, moved
 from .cell_step import EPS, Product
 
-_PARTS = 512
-_CHANNELS = 4
-_OUTPUTS = 1024
+_PARTS, _CHANNELS, _OUTPUTS = (16, 128, 32768) if interpreted() else (512, 4, 1024)
 
 
 @triton.jit
@@ -78,22 +76,21 @@ def _coefficients(
 @triton.jit
 def coefficients(
     sums, parts, channels, first, mean0, scale0, into0, length0, n0, mean1, scale1, into1, length1, n1, dots, total,
-    parts_dots, NEED0: tl.constexpr, NEED1: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr,
+    parts_dots,
+    SLICES: tl.constexpr, NEED0: tl.constexpr, NEED1: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Channels below `first` go to the slice into0 of rows of length0, the others to into1; dots are added to total."""
-    block, blocks = tl.program_id(0), tl.cdiv(channels, CHANNELS)
-    column = block * CHANNELS + tl.arange(0, CHANNELS)
-    if block >= blocks:
-        e = (block - blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    """`first` channels a slice: into0 of rows of length0, then into1; dots are added to total."""
+    block, blocks = tl.program_id(0), tl.cdiv(first, CHANNELS)
+    c = block % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    if block >= SLICES * blocks:
+        e = (block - SLICES * blocks) * CHANNELS + tl.arange(0, CHANNELS)
         before = tl.load(total + e, e < 14, 0.0).to(tl.float64)
         tl.store(total + e, before + _total(dots, 0, 1, e, e < 14, parts_dots, 14, PARTS, CHANNELS), e < 14)
-    elif block * CHANNELS < first:
+    elif block < blocks:
         if NEED0:
-            _coefficients(column, column < first, column, sums, mean0, scale0, into0, length0, parts, channels, n0,
-                          PARTS, CHANNELS)  # fmt: skip
+            _coefficients(c, c < first, c, sums, mean0, scale0, into0, length0, parts, channels, n0, PARTS, CHANNELS)
     elif NEED1:
-        c = column - first
-        _coefficients(c, column < channels, column, sums, mean1, scale1, into1, length1, parts, channels, n1, PARTS,
+        _coefficients(c, c < first, first + c, sums, mean1, scale1, into1, length1, parts, channels, n1, PARTS,
                       CHANNELS)  # fmt: skip
 
 
@@ -176,13 +173,15 @@ def finish_backward(
     arguments: list[Any] = []
     for s in (*slices, None)[:2]:
         arguments += [sums] * 3 + [0, 1] if s is None else [*s[:3], s.coefficients.stride(0), s.pixels]
-    blocks = triton.cdiv(channels, _CHANNELS) + (0 if dots is None else triton.cdiv(14, _CHANNELS))
+    first = channels // len(slices)
+    blocks = len(slices) * triton.cdiv(first, _CHANNELS) + (0 if dots is None else triton.cdiv(14, _CHANNELS))
     launch(
         "finish_bwd", coefficients, (blocks,),
-        [sums, len(sums), channels, channels // len(slices), *arguments, sums if dots is None else dots,
+        [sums, len(sums), channels, first, *arguments, sums if dots is None else dots,
          sums if total is None else total, 0 if dots is None else len(dots)],
-        {"NEED0": slices[0] is not None, "NEED1": slices[-1] is not None, "PARTS": _PARTS, "CHANNELS": _CHANNELS}, 4,
-        moved(sums, *(t for s in known for t in s[:3]), *(t for t in (dots, total) if t is not None)),
+        {"SLICES": len(slices), "NEED0": slices[0] is not None, "NEED1": slices[-1] is not None, "PARTS": _PARTS,
+         "CHANNELS": _CHANNELS},
+        4, moved(sums, *(t for s in known for t in s[:3]), *(t for t in (dots, total) if t is not None)),
     )  # fmt: skip
 
 
@@ -225,7 +224,7 @@ def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tupl
     own = {"PARTS": _PARTS, "CHANNELS": _CHANNELS}
     for kernel, constants in (
         (statistics, {"AFFINE": True, **own}),
-        (coefficients, {"NEED0": True, "NEED1": True, **own}),
+        (coefficients, {"SLICES": 2, "NEED0": True, "NEED1": True, **own}),
         (affine_coefficients, own),
         (add_up, {"OUTPUTS": _OUTPUTS}),
     ):

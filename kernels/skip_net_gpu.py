@@ -213,13 +213,13 @@ class _Backward:
 
     def __init__(
         self, p: Plan, kept: Kept, images: Tensor, edges: Sequence[Tensor], flat: Tensor, k: int, backend: str,
-        weights: bool,
+        arch: bool, weights: bool,
     ) -> None:  # fmt: skip
         self.p, self.kept, self.images, self.edges, self.flat, self.k = p, kept, images, edges, flat, k
         self.step: Any = importlib.import_module(f"{__package__}.cell_step_{backend}")
         self.partial = _Partial(p, kept, images) if weights else None
         self.gradients: dict[int, tuple[Tensor, Tensor]] = {}
-        self.totals = flat.new_zeros(2, 14, dtype=torch.float64)
+        self.totals = flat.new_zeros(2, 14, dtype=torch.float64) if arch else None
 
     def gradient(self, tensor: int) -> tuple[Tensor, Tensor]:
         """Room for a tensor's gradient, and for its coefficients (3, N)."""
@@ -253,12 +253,13 @@ class _Backward:
         d_mean = d_pooled if w is None else None
         x0, x1 = self.kept.source(cell, 0), self.kept.source(cell, 1)
         (g0, slice0), (g1, slice1) = self.into(cell, 0), self.into(cell, 1)
-        edges, total = self.edges[cell.reduction], self.totals[int(cell.reduction)]
+        edges = self.edges[cell.reduction]
+        total = None if self.totals is None else self.totals[int(cell.reduction)]
         if cell.paths is None:
             found = self.step.backward(
                 x0, x1, edges, self.k, w, w_strided, d, d_strided, d_mean, g0, g1, dw, dw_strided
             )
-            finish_backward(found.sums, (slice0, slice1), found.dots, total)
+            finish_backward(found.sums, (slice0, slice1), found.dots if total is not None else None, total)
             return
         paths, norm = _paths(self.kept, i), self.kept.paths[i][1]
         g_f, g_pooled = torch.empty_like(paths.f.z), torch.empty_like(paths.pooled)
@@ -267,7 +268,7 @@ class _Backward:
         )
         coefficients = self.flat.new_empty(3, g_f.shape[1])
         own = Slice(norm.mean, norm.rows[0], coefficients, g_f[:, 0].numel())
-        finish_backward(found.sums, (own,), found.dots, total)
+        finish_backward(found.sums, (own,), found.dots if total is not None else None, total)
         if g0 is None and g1 is None:
             return
         q = cell.channels // self.k
@@ -304,12 +305,12 @@ class _Chain(torch.autograd.Function):
         pooled, kept = forward(p, images, edges, flat, weights[1], weights[2], spec.k, backend)
         ctx.save_for_backward(images, *edges, weights[1])
         ctx.rest = p, kept, flat, spec.k, backend, [w.shape for w in weights]
-        ctx.needs_weights = any(ctx.needs_input_grad[5:])
+        ctx.needs = any(ctx.needs_input_grad[1:3]), any(ctx.needs_input_grad[5:])
         return pooled
 
     @staticmethod
     def backward(ctx: Any, d_pooled: Tensor) -> tuple[Tensor | None, ...]:
-        normal, reduce, *weights = _ChainBackward.apply(ctx.rest, ctx.needs_weights, d_pooled, *ctx.saved_tensors)
+        normal, reduce, *weights = _ChainBackward.apply(ctx.rest, ctx.needs, d_pooled, *ctx.saved_tensors)
         return None, normal, reduce, None, None, *weights
 
 
@@ -318,22 +319,23 @@ class _ChainBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rest: tuple[Any, ...], needs_weights: bool, d_pooled: Tensor, *tensors: Tensor
+        ctx: Any, rest: tuple[Any, ...], needs: tuple[bool, bool], d_pooled: Tensor, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
         p, kept, flat, k, backend, shapes = rest
         ctx.backend = backend
         images, *edges, gamma = tensors
-        run = _Backward(p, kept, images, edges, flat, k, backend, needs_weights)
+        run = _Backward(p, kept, images, edges, flat, k, backend, *needs)
         d_pooled = d_pooled.contiguous()
         for i in reversed(range(len(p.cells))):
             run.cell(i, d_pooled)
         found: list[Tensor | None] = [None] * len(shapes)
-        if needs_weights:
+        if needs[1]:
             total, found[1], found[2] = run.stem(gamma)
             pieces = total.split([shapes[i].numel() for i in p.order])
             for i, piece in zip(p.order, pieces, strict=True):
                 found[i] = piece.view(shapes[i])
-        return *run.totals.float(), *found
+        normal, reduce = (None, None) if run.totals is None else run.totals.float()
+        return normal, reduce, *found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:

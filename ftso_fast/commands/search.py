@@ -43,7 +43,10 @@ def add(commands: Any) -> None:
     )
     search.add_argument("--classes", type=int, help="number of classes (default: found in the data)")
     search.add_argument("--preset", help=f"Table 4's settings: {', '.join(PRESETS)} (default: the method's own)")
-    search.add_argument("--backend", help="cpu or reference; runs or fails (default: the fastest that can)")
+    search.add_argument(
+        "--backend", help="cuda, triton, cpu or reference; runs or fails (default: the fastest that can)"
+    )
+    search.add_argument("--device", help="cpu or cuda (default: cpu)")
     search.add_argument(
         "--precision",
         default="float32",
@@ -80,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
             classes=args.classes,
             seed=args.seed,
             backend=args.backend,
+            device=args.device,
             precision=args.precision,
             config=PRESETS[args.preset] if args.preset else None,
             progress=progress,

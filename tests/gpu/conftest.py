@@ -8,6 +8,7 @@ collected here. What passed is written to the file that FTSO_VERIFIED names, for
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,28 @@ from ftso_fast import kernels
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 collect_ignore_glob = [] if DEVICE == "cpu" or torch.cuda.is_available() else ["test_*.py"]
 _passed: dict[str, int] = {}
+
+
+def patch_once():
+    """Let the interpreter patch Triton's language once a kernel. It does so again at every call of a part of a kernel
+    or of tl.sum and the like, wrapper over wrapper, which takes most of its time."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    real, inside = interpreter._patch_lang, []
+
+    def patch(fn):
+        if inside:
+            return SimpleNamespace(restore=lambda: None)
+        scope = real(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+        inside.append(fn)
+        return SimpleNamespace(restore=lambda: (inside.clear(), scope.restore()))
+
+    interpreter._patch_lang = patch
+
+
+if DEVICE == "cpu":
+    patch_once()
 
 
 @pytest.fixture(autouse=True)

@@ -112,7 +112,7 @@ def test_a_cell_in_bfloat16(device, verified):
 
 def test_many_small_tiles(device, monkeypatch):
     """More tiles than one of each kind, and tiles that end behind the last pixel."""
-    monkeypatch.setattr(cell_step_triton, "tile", lambda channels, rows: Tile(16, 16, 4))
+    monkeypatch.setattr(cell_step_triton, "tile", lambda channels, backward: Tile(16, 16, 16, 4))
     check(cell_errors(Cell(2, 16, 5, 5, 4, 16, 0), device))
     check(cell_errors(Cell(3, 16, 2, 6, 4, 16, 16), device))
 
