@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._backend import cuda_module as module
+from ._backend import launched
 from .cell_step import Behind, Gradients, Outputs, Product, Raw
 
 CHANNELS = (16, 32, 64, 128)
@@ -20,12 +21,14 @@ def forward(x0: Raw, x1: Raw, edges: Tensor, k: int, w: Tensor | None, w_strided
     launch = (B, C, H, W, k), _at(edges), _raw(x0), _raw(x1)
     if w is None:
         pooled = new(B, 4 * C)
+        launched("cell_pool_fwd", "cuda", _bytes(x0.z, x1.z, pooled))
         module().cell_step_fwd(*launch, _product(None, None), _product(None, None), _at(pooled), *_where(x0.z))
         return Outputs(None, None, pooled)
     z, strided = Product(new(B, len(w), H, W), new(_parts(B, C, H * W), 2, len(w))), None
     if w_strided is not None:
         sums = new(_parts(B, C, H // 2 * (W // 2)), 2, len(w_strided))
         strided = Product(new(B, len(w_strided), H // 2, W // 2), sums)
+    launched("cell_fwd", "cuda", _bytes(x0.z, x1.z, w, w_strided, *z, *(strided or ())))
     module().cell_step_fwd(*launch, _product(w, z), _product(w_strided, strided), 0, *_where(x0.z))
     return Outputs(z, strided, None)
 
@@ -59,6 +62,9 @@ def backward(
             raise ValueError(f"cell_step: {name}: expected strides {x.z.stride()} as its input, got {g.stride()}")
     parts = _parts(B, C, H * W, backward=True)
     sums, dots = x0.z.new_empty(parts, 2, 2 * C), x0.z.new_empty(parts, 14)
+    read = [x0.z, x1.z, w, w_strided, d_pooled, *(t for b in (d, d_strided) if b is not None for t in b[:2])]
+    moved = _bytes(*read, g0, g1, dw, dw_strided, sums, dots)
+    launched("cell_bwd" if w is not None else "cell_pool_bwd", "cuda", moved)
     module().cell_step_bwd(
         (B, C, H, W, k),
         _at(edges),
@@ -77,6 +83,7 @@ def statistics(sums: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     parts, _, N = sums.shape
     mean, scale, shift = sums.new_empty(N, dtype=torch.float64), sums.new_empty(N), sums.new_empty(N)
     at = (_at(t) for t in (mean, scale, shift))
+    launched("finish_statistics", "cuda", _bytes(sums, mean, scale, shift))
     module().finish_statistics(_at(sums), parts, sums.stride(1), N, float(n), *at, *_where(sums))
     return mean, scale, shift
 
@@ -86,6 +93,7 @@ def coefficients(sums: Tensor, n: int, mean: Tensor, scale: Tensor) -> tuple[Ten
     parts, _, N = sums.shape
     al, be, ga = sums.new_empty(N), sums.new_empty(N), sums.new_empty(N)
     at = (_at(t) for t in (mean, scale, al, be, ga))
+    launched("finish_coefficients", "cuda", _bytes(sums, al, be, ga))
     module().finish_coefficients(_at(sums), parts, sums.stride(1), N, float(n), *at, *_where(sums))
     return al, be, ga
 
@@ -93,8 +101,14 @@ def coefficients(sums: Tensor, n: int, mean: Tensor, scale: Tensor) -> tuple[Ten
 def sum_parts(parts: Tensor) -> Tensor:
     """The sum over the parts (parts, ...), in float64, rounded to float32: edges' dots and weight gradients."""
     out = parts.new_empty(parts.shape[1:])
+    launched("finish_sum", "cuda", _bytes(parts, out))
     module().finish_sum(_at(parts), len(parts), parts.stride(0), out.numel(), _at(out), *_where(parts))
     return out
+
+
+def _bytes(*tensors: Tensor | None) -> int:
+    """What a launch reads and writes, once each."""
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 def _kind(x: object) -> str:

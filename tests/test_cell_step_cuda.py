@@ -7,6 +7,8 @@ same bytes on every schedule.
 import ctypes
 import importlib.util
 import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import emulation
@@ -224,3 +226,15 @@ def test_sanitizers_find_nothing(build):
         done = emulation.run(emulation.cell_program(build), policy.value, order.value, form, timeout=3000)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout == plain.stdout, (policy, order)
+
+
+def test_the_whole_network():
+    """The driver of the stages with these kernels for its normal cells, beside Triton's."""
+    if not importlib.util.find_spec("triton"):
+        print("not checked here: there is no triton")
+        return
+    script = emulation.ROOT / "tests" / "emu" / "chain_cuda.py"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(emulation.module_path())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=emulation.ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
