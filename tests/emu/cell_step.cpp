@@ -88,7 +88,7 @@ bool stages(int B, int C, int H, int W, int k, int rows, int strided, int parts)
 int main(int argc, char** argv) {
   if (argc != 4) return 2;
   ftso::emu::schedule(static_cast<ftso::emu::Policy>(atoi(argv[1])), static_cast<ftso::emu::Order>(atoi(argv[2])));
-  bool right = stages(1, 16, 2, 6, 4, 5, 2, 2) && stages(2, 16, 3, 3, 2, 0, 0, 1);
+  bool right = stages(2, 16, 2, 6, 4, 5, 2, 1) && stages(2, 16, 3, 3, 2, 0, 0, 1);
   if (right && strcmp(argv[3], "long") == 0)
     right = stages(2, 16, 12, 12, 8, 48, 32, 3) && stages(1, 32, 7, 11, 4, 65, 0, 2) &&
             stages(1, 32, 6, 6, 1, 64, 64, 1) && stages(2, 64, 5, 7, 4, 0, 0, 1) &&
