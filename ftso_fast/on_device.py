@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import kernels
 from .config import SearchConfig
 from .data import Batch
 from .optimizer import SGD, Adam
@@ -69,6 +70,7 @@ class DeviceRun(Run):
         self.device, self.replayed = device, replayed
         self.steps: dict[tuple[Any, ...], Callable[..., Sequence[Tensor]]] = {}
         self.rate = torch.zeros((), dtype=self.weights[0].dtype, device=device)
+        self.flat: Any = None
         self.counts = [torch.zeros((), device=device) for _ in self.arch]
 
     def architecture_step(self, batch: Batch) -> None:
@@ -113,6 +115,15 @@ class DeviceRun(Run):
         return [torch.stack([loss.detach().to(norm.dtype), norm]), *grads]
 
     def _weights(self, images: Tensor, labels: Tensor) -> Sequence[Tensor]:
+        if (backend := self.net.kernels_for(images)) in ("cuda", "triton"):
+            self.flat = self.flat or kernels.flat_weights(self.weights, self.net.spec)
+            sgd = self.sgd
+            clip = self.config.grad_clip
+            return [
+                self.flat.step(
+                    images, labels, self.net.betas(), self.rate, clip, sgd.momentum, sgd.weight_decay, backend
+                )
+            ]
         loss = F.cross_entropy(self.net(images), labels)
         grads = list(torch.autograd.grad(loss, self.weights))
         norm, limit = norm_of(grads), self.config.grad_clip

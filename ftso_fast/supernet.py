@@ -13,11 +13,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import kernels
 from .errors import UsageError
 from .genotype import N_INPUTS
 from .kernels import NetSpec, cannot, channel_shuffle, choose, skip_cell, skip_net
@@ -213,6 +215,13 @@ class SuperNet(nn.Module):
         edges = map(self.edge_weights, self.betas()) if on_cpu else self._edges_together(images.dtype)
         normal, reduce = (e.to(images.dtype) for e in edges)
         return network(images, normal, reduce)
+
+    def kernels_for(self, images: Tensor) -> str:
+        """The backend whose chain computes the network on such images; "reference": cell after cell."""
+        if not self.skip_only:
+            return "reference"
+        table: Mapping[str, Any] = dict(zip(kernels.BACKENDS, kernels.BACKENDS, strict=True))
+        return str(choose("super-network", table, images, cannot(images, self.spec)))
 
     def _textbook(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
         """The definition, cell after cell; differentiable as often as wanted."""

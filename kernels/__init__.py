@@ -20,7 +20,7 @@ from .partial_mix import mixed_weights, partial_mix
 from .relu_conv_bn import factorized_reduce, relu_conv_bn
 from .sep_conv import dil_conv, sep_conv
 from .skip_cell import channel_shuffle, skip_cell
-from .skip_net import PRECISIONS, NetSpec, cannot, release_memory, skip_net
+from .skip_net import PRECISIONS, NetSpec, cannot, flat_weights, release_memory, skip_net
 
 __all__ = [
     "BACKENDS",
@@ -36,6 +36,7 @@ __all__ = [
     "choose",
     "dil_conv",
     "factorized_reduce",
+    "flat_weights",
     "fold_batch_norm",
     "folded_conv",
     "isa",

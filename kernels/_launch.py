@@ -46,4 +46,5 @@ def aot_case(
     those of `divisible` are multiples of 16."""
     names = [p.name for p in kernel.params]
     types = {n: "constexpr" if n in constants else "*fp32" if n in floats else "i32" for n in names}
+    types |= {"labels": "*i64"} if "labels" in names else {}
     return name, kernel, types, constants, tuple(n for n in divisible if n in names), warps

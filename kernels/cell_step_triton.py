@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._last_cell_triton import Head, pool
 from ._launch import aot_case, interpreted, launch, moved, power_of_two
 from ._nodes_triton import edge, node_backward, nodes, put_dot, read, state
 from ._tile_triton import behind, place, put_sums, relu, shuffled, times_transposed, to, unshuffled
@@ -49,33 +50,6 @@ def fwd(
             where = z_strided + ((half + m)[:, None] * hw + (b * (2 * S * hw) + p % hw)[None, :])
             tl.store(where, own.to(z_strided.dtype.element_ty), (m < S)[:, None] & there[None, :])
             put_sums(sums_strided, tile // 4, 2 * S, half + m, m < S, own, own * own)
-
-
-@triton.jit
-def pool(
-    z0, scale0, shift0, z1, scale1, shift1, f, f_scale, f_shift, pooled, edges, mean, W, HW, image0, image1,
-    C: tl.constexpr, K: tl.constexpr, Q: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """The last cell: an image a program."""
-    image = tl.program_id(0)
-    s2, s3 = tl.zeros([C], tl.float32), tl.zeros([C], tl.float32)
-    s4, s5 = tl.zeros([C], tl.float32), tl.zeros([C], tl.float32)
-    for first in tl.range(0, HW, P, num_stages=1):
-        at = first + tl.arange(0, P)
-        there = at < HW
-        b = tl.zeros([P], tl.int64) + image
-        x0 = state(z0, scale0, shift0, pooled, 0, b, image0, at, there, HW, C, Q, P)
-        x1 = state(z1, scale1, shift1, pooled, 1, b, image1, at, there, HW, C, Q, P)
-        v2, v3, v4, v5 = nodes(edges, x0, x1, f, f_scale, f_shift, b, at, there, HW, C, K, Q, P)
-        s2 += tl.sum(tl.where(there[None, :], v2, 0.0), 1)
-        s3 += tl.sum(tl.where(there[None, :], v3, 0.0), 1)
-        s4 += tl.sum(tl.where(there[None, :], v4, 0.0), 1)
-        s5 += tl.sum(tl.where(there[None, :], v5, 0.0), 1)
-    out = mean + image * 4 * C + to(tl.arange(0, C), C, K)
-    tl.store(out, s2 / HW)
-    tl.store(out + C, s3 / HW)
-    tl.store(out + 2 * C, s4 / HW)
-    tl.store(out + 3 * C, s5 / HW)
 
 
 @triton.jit
@@ -304,26 +278,36 @@ def weight_parts(pixels: int, rows: int) -> int:
     return 1 if interpreted() else max(1, min(pixels // 256, 256 // -(-rows // 16)))
 
 
-def forward(x0: Raw, x1: Raw, edges: Tensor, k: int, w: Tensor | None, w_strided: Tensor | None = None) -> Outputs:
-    """`cell_step.forward_reference`."""
-    return _forward("cell", _normal(x0, x1), edges, k, w, w_strided)
+def forward(
+    x0: Raw, x1: Raw, edges: Tensor, k: int, w: Tensor | None, w_strided: Tensor | None = None, head: Head | None = None
+) -> Outputs:
+    """`cell_step.forward_reference`; head: behind the last cell, whose mean is then not written."""
+    return _forward("cell", _normal(x0, x1), edges, k, w, w_strided, head)
 
 
-def nodes_forward(paths: Paths, edges: Tensor, k: int, w: Tensor | None, w_strided: Tensor | None = None) -> Outputs:
-    """`reduce_step.nodes_reference`."""
-    return _forward("nodes", _reduced(paths), edges, k, w, w_strided)
+def nodes_forward(
+    paths: Paths, edges: Tensor, k: int, w: Tensor | None, w_strided: Tensor | None = None, head: Head | None = None
+) -> Outputs:
+    """`reduce_step.nodes_reference`; head as above."""
+    return _forward("nodes", _reduced(paths), edges, k, w, w_strided, head)
 
 
-def _forward(stage: str, inputs: _Inputs, edges: Tensor, k: int, w: Tensor | None, w_strided: Tensor | None) -> Outputs:
+def _forward(
+    stage: str, inputs: _Inputs, edges: Tensor, k: int, w: Tensor | None, w_strided: Tensor | None, head: Head | None
+) -> Outputs:
     B, _, H, W = inputs.like.shape
     C, HW = inputs.channels, H * W
     constants = {"C": C, "K": k, "Q": inputs.q}
     if w is None:
-        mean = edges.new_empty(B, 4 * C)
         own = tile(C, False)
+        mean = edges.new_empty(0 if head else B, 4 * C)
+        rest = [edges] * 7 if head is None else list(head)
+        classes = 0 if head is None else len(head.bias)
         launch(
-            f"{stage}_pool_fwd", pool, (B,), [*inputs.arguments(edges), edges, mean, W, HW, *inputs.strides()],
-            {**constants, "P": min(own.pixels, power_of_two(HW, 16))}, own.warps, moved(*inputs.tensors(), mean),
+            f"{stage}_pool_fwd", pool, (B,),
+            [*inputs.arguments(edges), edges, mean, *rest, W, HW, *inputs.strides(), classes],
+            {**constants, "P": min(own.pixels, power_of_two(HW, 16)), "CLASSES": classes and power_of_two(classes, 2)},
+            own.warps, moved(*inputs.tensors(), mean, *(head or ())),
         )  # fmt: skip
         return Outputs(None, None, mean)
     N, S = w.shape[0], 0 if w_strided is None else w_strided.shape[0] // 2
@@ -433,9 +417,9 @@ STAGES = {
 _FLOATS = (
     *("z0", "scale0", "shift0", "z1", "scale1", "shift1", "f", "f_scale", "f_shift", "pooled", "edges", "mean", "w"),
     *("w_strided", "z", "z_strided", "sums", "sums_strided", "g", "coefficients", "g_strided", "coefficients_strided"),
-    *("d_mean", "g0", "g1", "g_f", "g_pooled", "dots", "dw", "dw_strided"),
+    *("d_mean", "bias", "d_bias", "loss", "g0", "g1", "g_f", "g_pooled", "dots", "dw", "dw_strided"),
 )
-_DIVISIBLE = (*_FLOATS, "HW", "image0", "image1", "g_image0", "g_image1", "N", "S")
+_DIVISIBLE = (*_FLOATS, "labels", "HW", "image0", "image1", "g_image0", "g_image1", "N", "S")
 
 
 def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tuple[str, ...], int]]:
@@ -444,7 +428,7 @@ def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tupl
         shape = {"C": C, "K": 4, "Q": Q}
         own = tile(C, False)
         rows = {"ROWS": power_of_two(N, 16), "STRIDED_ROWS": power_of_two(S, 16) if S else 0}
-        kernel, constants = (fwd, {**shape, **rows}) if N else (pool, shape)
+        kernel, constants = (fwd, {**shape, **rows}) if N else (pool, {**shape, "CLASSES": 16})
         yield aot_case(
             f"{kernel.__name__}/{name}", kernel, {**constants, "P": own.pixels}, _FLOATS, _DIVISIBLE, own.warps
         )

@@ -112,7 +112,7 @@ def affine_coefficients(
 
 
 @triton.jit
-def add_up(partial, table, out, OUTPUTS: tl.constexpr):
+def add_up(partial, table, out, squares, OUTPUTS: tl.constexpr):
     """Each row of the table (first, parts, length, out, offset) is a block of outputs of one tensor's parts."""
     row = table + tl.program_id(0) * 5
     first, parts, length = tl.load(row).to(tl.int64), tl.load(row + 1).to(tl.int64), tl.load(row + 2).to(tl.int64)
@@ -121,6 +121,7 @@ def add_up(partial, table, out, OUTPUTS: tl.constexpr):
     for p in tl.range(0, parts, num_stages=1):
         acc += tl.load(partial + first + p * length + i, i < length, 0.0).to(tl.float64)
     tl.store(out + tl.load(row + 3).to(tl.int64) + i, acc.to(tl.float32), i < length)
+    tl.store(squares + tl.program_id(0), tl.sum(acc * acc, 0))
 
 
 class Norm(NamedTuple):
@@ -185,38 +186,48 @@ def finish_backward(
     )  # fmt: skip
 
 
-def finish_affine_backward(sums: Tensor, norm: Norm, gamma: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The stem's coefficients (3, S), and the gradients of gamma and beta."""
-    found, d_gamma, d_beta = (sums.new_empty(*shape, len(gamma)) for shape in ((3,), (), ()))
+def finish_affine_backward(
+    sums: Tensor, norm: Norm, gamma: Tensor, pixels: int, d_gamma: Tensor, d_beta: Tensor
+) -> Tensor:
+    """The stem's coefficients (3, S); the gradients of gamma and beta go to d_gamma and d_beta."""
+    found = sums.new_empty(3, len(gamma))
     launch(
         "finish_bwd", affine_coefficients, (triton.cdiv(len(gamma), _CHANNELS),),
-        [sums, len(sums), len(gamma), norm.mean, norm.rows[2], gamma, found, d_gamma, d_beta, pixels],
+        [sums, len(sums), len(gamma), norm.mean, norm.rows.select(0, 2), gamma, found, d_gamma, d_beta, pixels],
         {"PARTS": _PARTS, "CHANNELS": _CHANNELS}, 4, moved(sums, found, d_gamma, d_beta),
     )  # fmt: skip
-    return found, d_gamma, d_beta
+    return found
 
 
-def add_up_table(parts: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:
-    """For `add_parts`: tensors of `lengths` numbers, `parts` times each, lie one after the other."""
+def add_up_table(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """For `add_parts`: tensors of (parts, numbers) lie one after the other."""
     rows, first, out = [], 0, 0
-    for n, length in zip(parts, lengths, strict=True):
+    for n, length in sizes:
         rows += [(first, n, length, out, offset) for offset in range(0, length, _OUTPUTS)]
         first, out = first + n * length, out + length
     return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
-def add_parts(partial: Tensor, table: Tensor, out: Tensor) -> None:
-    """The sums over every tensor's parts, one tensor after the other."""
+def add_parts(partial: Tensor, table: Tensor, out: Tensor) -> Tensor:
+    """The sums over every tensor's parts, one tensor after the other; returns each row's sum of their squares."""
+    squares = out.new_empty(len(table), dtype=torch.float64)
     launch(
-        "finish_weights", add_up, (len(table),), [partial, table, out], {"OUTPUTS": _OUTPUTS}, 4, moved(partial, out)
+        "finish_weights",
+        add_up,
+        (len(table),),
+        [partial, table, out, squares],
+        {"OUTPUTS": _OUTPUTS},
+        4,
+        moved(partial, out),
     )
+    return squares
 
 
 _FLOATS = (
     *("sums", "sums0", "sums1", "norm0", "norm1", "gamma", "beta", "scale0", "into0", "scale1", "into1", "dots"),
     *("r", "into", "d_gamma", "d_beta", "partial", "out"),
 )
-_DOUBLES = ("mean", "mean0", "mean1", "total")
+_DOUBLES = ("mean", "mean0", "mean1", "total", "squares")
 
 
 def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tuple[str, ...], int]]:

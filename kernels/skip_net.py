@@ -262,3 +262,7 @@ def _run_forward(lease: _Lease, needs: tuple[bool, bool, bool], tensors: Sequenc
     record(lease.workspace.net)
     lease.intact = True
     return logits
+
+
+flat_weights = on_first_call("weight_step_gpu", "FlatWeights")
+"""`weight_step_gpu.FlatWeights`, which only a GPU's search imports."""

@@ -359,7 +359,7 @@ def test_presets_are_table_4s():
     [
         ({"replace": "conv"}, "replace: expected one of max_pool_3x3, .* got 'conv'"),
         ({"replace": "none"}, "replace: expected one of max_pool_3x3, .* got 'none'"),
-        ({"backend": "gpu"}, "backend: expected one of cpu, reference, got 'gpu'"),
+        ({"backend": "gpu"}, "backend: expected one of cuda, triton, cpu, reference, got 'gpu'"),
         ({"k": 3}, "k: expected a divisor of the 16 channels"),
         ({"k": 32}, "k: expected a divisor of the 16 channels"),
         ({"seed": 0.5}, r"seed: expected a whole number, got 0\.5"),

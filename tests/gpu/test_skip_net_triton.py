@@ -6,7 +6,9 @@ from gpu_stages import error
 from kinks import near, values
 from networks import batch_of, gradients, net_of
 
-from ftso_fast import SuperNet, kernels
+from ftso_fast import SearchConfig, SuperNet, kernels
+from ftso_fast.batch import Batch
+from ftso_fast.on_device import DeviceRun
 
 MARGIN = 2e-6
 ALLOWED = 1e-5
@@ -86,6 +88,33 @@ def test_backward_again_and_twice(small, device):
     (grad,) = torch.autograd.grad(loss, net.betas_normal, create_graph=True)
     with pytest.raises(RuntimeError, match="skip_net: the triton backend has first derivatives only"):
         torch.autograd.grad(grad.sum(), net.betas_normal)
+
+
+@pytest.mark.parametrize("cells", [3, 4])
+@pytest.mark.parametrize("clip", [None, 0.05], ids=["free", "clipped"])
+def test_weight_steps_without_autograd(cells, clip, device):
+    """Two of them, momentum and decay included: the last cell is a reduction cell, then a normal one. Both move the
+    weights as the plain path does, whose own float32 error these networks keep small."""
+    config = SearchConfig(cells=cells, channels=16, grad_clip=clip, weight_decay=0.1, momentum=0.7)
+    images, labels = batch_of(5, (4, 3, 8, 8), 3)
+    batch = Batch(images.float().to(device), labels.to(device))
+    found = {}
+    for backend in ("reference", "triton"):
+        torch.manual_seed(2)
+        net = SuperNet(3, 16, cells, 4).on(torch.device(device))
+        run = DeviceRun(net, config, 1, torch.device(device), replayed=False)
+        before = kernels.calls()
+        with kernels.use_backend(backend):
+            for rate in (0.1, 0.05):
+                run.weight_step(batch, rate)
+        ran = {name for name, n in kernels.calls().items() if n != before.get(name, 0)}
+        assert ("update_weights/triton" in ran) == (backend == "triton")
+        found[backend] = [torch.tensor(run.losses[1]), *(w.detach().cpu() for w in run.weights)]
+    errors = [error(a, b) for a, b in zip(found["triton"], found["reference"], strict=True)]
+    assert max(errors) <= 1e-4
+    torch.manual_seed(2)
+    start = SuperNet(3, 16, cells, 4)
+    assert all(error(w, s.detach()) > 1e-4 for w, s in zip(found["triton"][1:], start.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
