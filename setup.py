@@ -29,13 +29,14 @@ class BuildWithCMake(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DFTSO_CUDA={os.environ.get('FTSO_CUDA', 'AUTO').upper()}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         # --fresh: an earlier build's cache names the ninja of pip's build environment of then, which is gone
         fresh = ["cmake", "--fresh", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
         subprocess.run([*fresh, *configure], check=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.run(["cmake", "--build", str(build), "--target", "_C", "-j", jobs], check=True)
+        subprocess.run(["cmake", "--build", str(build), "-j", jobs], check=True)
 
 
 WITH_CORE = os.environ.get("FTSO_CORE", "ON").upper() != "OFF"

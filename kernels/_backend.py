@@ -41,6 +41,13 @@ def core() -> Any:
     return _C
 
 
+def cuda_module() -> Any:
+    """The compiled CUDA kernels. Raises BackendError where they were not built."""
+    if reason := _absent("cuda"):
+        raise BackendError(f"backend 'cuda': {reason}")
+    return importlib.import_module("ftso_fast._cuda")
+
+
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on tensors of the cpu: TRITON_INTERPRET=1 before the import."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -64,7 +64,8 @@ def gpu_cannot(images: Tensor, spec: NetSpec) -> str | None:
 def cannot(images: Tensor, spec: NetSpec) -> dict[str, str | None]:
     """By backend, why it does not take this network, or None."""
     on_gpu = gpu_cannot(images, spec)
-    return {"cuda": on_gpu, "triton": on_gpu, "cpu": cpu_cannot(images, spec)}
+    wide = None if spec.channels <= 32 else f"expected 16 or 32 channels, got {spec.channels}"
+    return {"cuda": on_gpu or wide, "triton": on_gpu, "cpu": cpu_cannot(images, spec)}
 
 
 def skip_net(

@@ -156,8 +156,9 @@ def forward(
         x0, x1 = kept.source(cell, 0), kept.source(cell, 1)
         w, w_strided = (None if t is None else p.tensors[t].within(flat) for t in (cell.product, cell.strided))
         if cell.paths is None:
-            normal = cell_step_triton if w is None else step  # the last cell's head is Triton's
-            found: Outputs = normal.forward(x0, x1, edges[0], k, w, w_strided, **({"head": head} if w is None else {}))
+            behind = {"head": head} if w is None and head is not None else {}
+            normal: Any = cell_step_triton if behind else step  # the head is Triton's
+            found: Outputs = normal.forward(x0, x1, edges[0], k, w, w_strided, **behind)
         else:
             q = cell.channels // k
             f, bypass = reduce_step_triton.paths(x0, x1, cell.paths.within(flat).view(4, 2, 2, q // 2, q), q)
