@@ -306,7 +306,8 @@ def _forward(
         launch(
             f"{stage}_pool_fwd", pool, (B,),
             [*inputs.arguments(edges), edges, mean, *rest, W, HW, *inputs.strides(), classes],
-            {**constants, "P": min(own.pixels, power_of_two(HW, 16)), "CLASSES": classes and power_of_two(classes, 2)},
+            {**constants, "P": min(max(32, own.pixels), power_of_two(HW, 16)),
+             "CLASSES": classes and power_of_two(classes, 2)},
             own.warps, moved(*inputs.tensors(), mean, *(head or ())),
         )  # fmt: skip
         return Outputs(None, None, mean)
@@ -430,7 +431,12 @@ def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tupl
         rows = {"ROWS": power_of_two(N, 16), "STRIDED_ROWS": power_of_two(S, 16) if S else 0}
         kernel, constants = (fwd, {**shape, **rows}) if N else (pool, {**shape, "CLASSES": 16})
         yield aot_case(
-            f"{kernel.__name__}/{name}", kernel, {**constants, "P": own.pixels}, _FLOATS, _DIVISIBLE, own.warps
+            f"{kernel.__name__}/{name}",
+            kernel,
+            {**constants, "P": own.pixels if N else max(32, own.pixels)},
+            _FLOATS,
+            _DIVISIBLE,
+            own.warps,
         )
         own = tile(C, True)
         constants = {**shape, "STRIDED": S > 0, "POOLED": N == 0, "NEED0": True, "NEED1": True, "WEIGHTS": N > 0}
