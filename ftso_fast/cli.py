@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import draw, info, search
+from .commands import draw, info, reproduce, search
 from .errors import DataError, NumericalError, UsageError
 
-COMMANDS = (search, draw, info)  # in the order of the help
+COMMANDS = (search, draw, reproduce, info)  # in the order of the help
 
 
 def _parser() -> argparse.ArgumentParser:
