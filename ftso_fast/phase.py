@@ -116,8 +116,14 @@ class Phase:
         )
 
     def topology(self, cell: str, before: bool = False) -> Topology:
-        """Per node the two predecessors of the highest scores, higher first."""
-        return derive_topology(self.scores(cell, before), len(self.inputs[cell]))
+        """Per node the two predecessors of the highest scores, higher first.
+
+        Where all betas started at zero, equal scores go to the edge that the last gradient would raise the most.
+        """
+        betas = self.betas.get(cell)
+        level = betas is not None and not before and not any(betas.before)
+        ties = [-g for g in betas.gradient] if betas is not None and level else None
+        return derive_topology(self.scores(cell, before), len(self.inputs[cell]), ties)
 
     def changed(self, cell: str) -> tuple[int, ...]:
         """The nodes (2..5) whose two inputs are not those that the random start would have given."""

@@ -10,6 +10,7 @@ from .genotype import PRIMITIVES
 from .space import OPERATOR_SETS, SearchSpace
 
 REPLACE = "sep_conv_3x3"
+BETA_INITS = ("random", "zeros")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Plan:
     seed: int
     precision: str
     config: SearchConfig
+    beta_init: str
 
     @property
     def mode(self) -> str:
@@ -47,6 +49,7 @@ def settle(
     seed: int,
     precision: str,
     config: SearchConfig | None,
+    beta_init: str = "random",
 ) -> Plan:
     """The plan of `search`'s arguments of the same names; raises UsageError."""
     phases = Mode.parse(mode)
@@ -67,6 +70,7 @@ def settle(
         if length.unit == "ep" and length.count <= config.warmup_epochs:
             raise only_warm_up(length, config)
     _check_gradient(by, order, beta_only)
+    _check_start(by, beta_init)
     return Plan(
         method=by,
         phases=phases,
@@ -79,6 +83,7 @@ def settle(
         seed=seed,
         precision=precision,
         config=config,
+        beta_init=beta_init,
     )
 
 
@@ -142,6 +147,13 @@ def _check_gradient(method: Method, order: int, beta_only: bool) -> None:
         raise UsageError(f"beta_only: expected True or False, got {beta_only!r}")
     if beta_only and not method.weighted_edges:
         raise UsageError(f"beta_only: expected False for method {method.name!r}, which has no betas, got True")
+
+
+def _check_start(method: Method, beta_init: str) -> None:
+    if beta_init not in BETA_INITS:
+        raise UsageError(f"beta_init: expected one of {', '.join(BETA_INITS)}, got {beta_init!r}")
+    if beta_init == "zeros" and not method.weighted_edges:
+        raise UsageError(f"beta_init: expected 'random' for method {method.name!r}, which has no betas, got 'zeros'")
 
 
 def _in_time(config: SearchConfig, length: Mode) -> SearchConfig:

@@ -138,6 +138,15 @@ class SuperNet(nn.Module):
         inputs = self.topology[CELLS[reduction]]
         return MixedCell(c_prev_prev, c_prev, C, k, reduction, reduction_prev, inputs, space.operators)
 
+    def restart(self) -> None:
+        """Draw weights, alphas and betas again, in the order in which a new network draws them."""
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+                    module.reset_parameters()
+            for drawn in (*self.alphas(), *self.betas()):
+                drawn.copy_(_start(*drawn.shape))
+
     def betas(self) -> tuple[Tensor, ...]:
         """The edges' parameters: normal, reduce; empty where edges are not weighted."""
         return tuple(t for t in (self.betas_normal, self.betas_reduce) if t is not None)

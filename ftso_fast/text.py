@@ -69,6 +69,11 @@ def _trust(result: SearchResult) -> str:
         edges = sum(map(len, result.choices.values()))
         text += f" and {phase.operators_changed(topology)} of {edges} operators"
     text += " from its random start"
+    if result.beta_init == "zeros" and operators is None:
+        return (
+            "Margins are in units of the learning rate. All edges started alike (beta_init zeros), which is not the "
+            "paper's way: equal betas went to the stronger gradient."
+        )
     phases = [result.topology_search, *([operators] if operators else [])]
     short = [phase for phase in phases if phase.iterations * result.config.arch_lr < 5 * SPREAD]
     return text + (_warning(short[0], result.config.arch_lr) if short else "") + "."

@@ -24,6 +24,7 @@ OPTIONS = [
     "replace",
     "order",
     "beta_only",
+    "beta_init",
     "space",
 ]
 SMALL = SearchConfig(cells=4, channels=8, batch_size=8)
