@@ -13,6 +13,7 @@ import torch
 
 from . import kernels
 from .config import SearchConfig
+from .crossed import Split, Trial, split
 from .data import DataReport, prepare
 from .errors import UsageError
 from .phase import Phase
@@ -22,7 +23,7 @@ from .readers import read_images
 from .run import Progress, Stream
 from .search import chosen_backend
 from .space import CELLS, DARTS, Topology
-from .stability import Split, Stability, Study, Trial, split
+from .stability import Stability, Study
 from .stages import level, network, search_stages
 from .supernet import SuperNet
 

@@ -1,8 +1,9 @@
 """The stability of a search in a few lines and tables."""
 
+from .crossed import FACTORS, Split
 from .genotype import N_INPUTS
 from .space import CELLS
-from .stability import FACTORS, Agreement, Split, Stability, Study
+from .stability import Agreement, Stability, Study
 
 
 def describe(found: Stability) -> str:

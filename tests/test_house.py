@@ -22,7 +22,7 @@ PACKAGE = sorted((ROOT / "ftso_fast").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 NATIVE = sorted((ROOT / "csrc").iterdir())
 CMAKE = (ROOT / "CMakeLists.txt").read_text()
-TORCH_FREE = {"genotype", "space", "config", "errors", "draw", "phase"}
+TORCH_FREE = {"genotype", "space", "config", "errors", "svg", "draw", "phase", "stability", "crossed", "nats"}
 
 
 def imports(path):

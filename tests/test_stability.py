@@ -16,11 +16,12 @@ from searching import SMALL, arrays, document, small
 
 from ftso_fast import Genotype, UsageError, search
 from ftso_fast.cli import main
+from ftso_fast.crossed import FACTORS, Trial, split
 from ftso_fast.draw_stability import draw_stability
 from ftso_fast.many import search_crossed, study
 from ftso_fast.plan import settle
 from ftso_fast.space import CELLS
-from ftso_fast.stability import FACTORS, Stability, Trial, agreement, split
+from ftso_fast.stability import Stability, agreement
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
