@@ -62,6 +62,8 @@ def settle(
         raise UsageError(f"seed: expected a whole number, got {seed!r}")
     if precision not in kernels.PRECISIONS:
         raise UsageError(f"precision: expected one of {', '.join(kernels.PRECISIONS)}, got {precision!r}")
+    if space.keeps_all:
+        raise UsageError(f"space: {space.name!r} keeps its topology: search it with ftso_fast.nats_search.search_nats")
     name, space = _operators(by, operators, space)
     if precision != "float32" and (space.operators != ("skip_connect",) or len(phases) > 1):
         raise UsageError(f"precision: expected float32 for all but a skip-only topology search, got {precision!r}")
