@@ -86,7 +86,9 @@ class Phase:
 
     inputs: by cell type, the states that each of its nodes read. betas, alphas: by cell type; empty where edges were
     not weighted, or where there was one operator. losses: (architecture, weight) cross entropies in nats. beta_only:
-    edges are ranked by their betas, whatever their operators. kernel_calls: compiled kernels that ran, how often.
+    edges are ranked by their betas, whatever their operators. eigenvalues, stopped_at: of DARTS-ES, the dominant one
+    after each epoch, and the epoch (from 0) whose architecture was taken back. kernel_calls: compiled kernels that
+    ran, how often.
     """
 
     mode: str
@@ -100,6 +102,8 @@ class Phase:
     losses: tuple[tuple[float, ...], tuple[float, ...]]
     seconds: dict[str, float]
     kernel_calls: dict[str, int]
+    eigenvalues: tuple[float, ...] = ()
+    stopped_at: int | None = None
 
     @property
     def backend(self) -> str:

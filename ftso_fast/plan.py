@@ -30,6 +30,7 @@ class Plan:
     precision: str
     config: SearchConfig
     beta_init: str
+    early_stop: bool
 
     @property
     def mode(self) -> str:
@@ -50,6 +51,7 @@ def settle(
     precision: str,
     config: SearchConfig | None,
     beta_init: str = "random",
+    early_stop: bool = False,
 ) -> Plan:
     """The plan of `search`'s arguments of the same names; raises UsageError."""
     phases = Mode.parse(mode)
@@ -73,6 +75,7 @@ def settle(
             raise only_warm_up(length, config)
     _check_gradient(by, order, beta_only)
     _check_start(by, beta_init)
+    _check_early_stop(by, phases, early_stop)
     return Plan(
         method=by,
         phases=phases,
@@ -86,6 +89,7 @@ def settle(
         precision=precision,
         config=config,
         beta_init=beta_init,
+        early_stop=early_stop,
     )
 
 
@@ -156,6 +160,13 @@ def _check_start(method: Method, beta_init: str) -> None:
         raise UsageError(f"beta_init: expected one of {', '.join(BETA_INITS)}, got {beta_init!r}")
     if beta_init == "zeros" and not method.weighted_edges:
         raise UsageError(f"beta_init: expected 'random' for method {method.name!r}, which has no betas, got 'zeros'")
+
+
+def _check_early_stop(method: Method, phases: tuple[Mode, ...], early_stop: bool) -> None:
+    if not isinstance(early_stop, bool):
+        raise UsageError(f"early_stop: expected True or False, got {early_stop!r}")
+    if early_stop and (method.stages or phases[0].unit != "ep"):
+        raise UsageError(f"early_stop: expected pc-darts or darts, searching epochs, got {method.name!r}, {phases[0]}")
 
 
 def _in_time(config: SearchConfig, length: Mode) -> SearchConfig:

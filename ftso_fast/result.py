@@ -151,6 +151,8 @@ class SearchResult:
             "seconds": self.seconds,
             "margins": self.margins,
             "margins_hex": {cell: [None if m is None else m.hex() for m in row] for cell, row in self.margins.items()},
+            "eigenvalues": self.topology_search.eigenvalues,
+            "stopped_at": self.topology_search.stopped_at,
             "topology": self.topology,
             "changed_from_start": self.changed,
             "choices": {cell: [choice._asdict() for choice in row] for cell, row in self.choices.items()},

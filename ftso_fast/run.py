@@ -4,7 +4,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from .errors import NumericalError, UsageError
 from .optimizer import SGD, Adam, clip_norm
 from .phase import Alphas, Betas, Phase, Rounding
 from .unrolled import Searchable, loss_of, unrolled_gradient
+
+if TYPE_CHECKING:
+    from .early_stop import EarlyStop
 
 Progress = Callable[[int, int | None], None]
 
@@ -46,6 +49,7 @@ class Run:
         self.before = [t.detach().clone() for t in self.arch]
         self.gradient: list[Tensor] = [torch.zeros_like(t) for t in self.before]
         self.rounding: Rounding | None = None
+        self.early_stop: EarlyStop | None = None
         self.losses: tuple[list[float], list[float]] = ([], [])
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls = Counter(kernels.calls())
@@ -81,6 +85,8 @@ class Run:
                 if per_epoch is None or done != (epoch + 1) * per_epoch:
                     continue
             epoch, begun = epoch + 1, done
+            if self.early_stop and first and self.early_stop.epoch(self.net, first):
+                return done
             if done != total:
                 weights = data.weights()
         if done != total and (total or epoch + 1 < length.count or not done):
@@ -175,6 +181,8 @@ class Run:
             iterations=self.adam.steps,
             weight_steps=len(self.losses[1]),
             losses=(tuple(self.losses[0]), tuple(self.losses[1])),
+            eigenvalues=tuple(self.early_stop.eigenvalues) if self.early_stop else (),
+            stopped_at=self.early_stop.stopped_at if self.early_stop else None,
             seconds=dict(self.seconds),
             kernel_calls=dict(Counter(kernels.calls()) - self.calls),
         )

@@ -39,6 +39,7 @@ def search(
     seed: int = ...,
     seeds: None = ...,
     beta_init: str = ...,
+    early_stop: bool = ...,
     backend: str | None = ...,
     precision: str = ...,
     config: SearchConfig | None = ...,
@@ -62,6 +63,7 @@ def search(
     seed: int = ...,
     seeds: int,
     beta_init: str = ...,
+    early_stop: bool = ...,
     backend: str | None = ...,
     precision: str = ...,
     config: SearchConfig | None = ...,
@@ -84,6 +86,7 @@ def search(
     seed: int = 0,
     seeds: int | None = None,
     beta_init: str = "random",
+    early_stop: bool = False,
     backend: str | None = None,
     precision: str = "float32",
     config: SearchConfig | None = None,
@@ -107,7 +110,8 @@ def search(
     seed: decides everything random. seeds: so many searches instead of one, with seeds from `seed` on, each the
     same as alone, byte for byte; they share reading and memory, and torchrun's processes; returned is their
     `Stability`. beta_init: 'random' as the paper, or 'zeros', which starts all edges alike, so that the data alone
-    decide: the first step is a vote of signs, whose ties the raw gradient breaks. backend: "cpu" or "reference",
+    decide: the first step is a vote of signs, whose ties the raw gradient breaks. early_stop: pc-darts and darts in
+    epochs: DARTS-ES, which goes back where the loss' dominant eigenvalue grows. backend: "cpu" or "reference",
     which then runs or raises; None: the fastest that can. precision: one of `kernels.PRECISIONS`; other than
     float32 it needs the cpu backend and a skip-only topology search, is for long searches (one iteration follows
     the gradient's sign only), and the result says what it did to the first gradient. config: default: the method's
@@ -135,6 +139,7 @@ def search(
         precision=precision,
         config=config,
         beta_init=beta_init,
+        early_stop=early_stop,
     )
     start = time.perf_counter()
     with chosen_backend(backend):

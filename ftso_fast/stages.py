@@ -44,6 +44,10 @@ def search_stages(
         else:
             net, state = network(plan, report, space, topology, state)
         run = Run(net, plan.config, plan.order)
+        if plan.early_stop:
+            from .early_stop import EarlyStop
+
+            run.early_stop = EarlyStop(plan.config.arch_weight_decay)
         run.seconds["setup"] = time.perf_counter() - start
         done += run.all(stream, length, shown)
         if not run.adam.steps:

@@ -35,6 +35,7 @@ def add(commands: Any) -> None:
     search.add_argument("--second-order", action="store_true", help="pc-darts and darts: the unrolled gradient")
     search.add_argument("--beta-only", action="store_true", help="rank edges by beta, not by beta times best alpha")
     search.add_argument("--seed", type=int, default=0, help="decides everything random (default: 0)")
+    search.add_argument("--early-stop", action="store_true", help="pc-darts and darts: DARTS-ES, by the curvature")
     search.add_argument(
         "--beta-init", default="random", help="random, or zeros: all edges start alike, not as in the paper"
     )
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             backend=args.backend,
             beta_init=args.beta_init,
+            early_stop=args.early_stop,
             precision=args.precision,
             config=config,
             progress=progress,
