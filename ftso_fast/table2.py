@@ -76,7 +76,10 @@ class Table2:
                 g.name: {
                     "mean": {d: g.mean(d) for d in DATASETS},
                     "deviation": {d: g.spread(d) for d in DATASETS},
-                    "architectures": [_entry(e) for e in g.entries],
+                    "n": len(g.entries),
+                    "architectures": []
+                    if len(g.entries) == len(self.table.entries)
+                    else [_entry(e) for e in g.entries],
                 }
                 for g in self.groups
             },

@@ -22,7 +22,20 @@ PACKAGE = sorted((ROOT / "ftso_fast").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 NATIVE = sorted((ROOT / "csrc").iterdir())
 CMAKE = (ROOT / "CMakeLists.txt").read_text()
-TORCH_FREE = {"genotype", "space", "config", "errors", "svg", "draw", "phase", "stability", "crossed", "nats"}
+TORCH_FREE = {
+    "genotype",
+    "space",
+    "config",
+    "errors",
+    "svg",
+    "draw",
+    "phase",
+    "stability",
+    "crossed",
+    "text_stability",
+    "draw_stability",
+    "nats",
+}
 
 
 def imports(path):
