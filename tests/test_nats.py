@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from ftso_fast import DataError, UsageError, kernels, search
-from ftso_fast.cli import main
 from ftso_fast.config import NATS_DARTS, NATS_FTSO
 from ftso_fast.nats import EDGES, OPERATORS, Architecture, architectures
 from ftso_fast.nats_net import CONV1, CONV3, NONE, POOL, SKIP, NatsCell, NatsNet
@@ -383,15 +382,6 @@ def test_table_2_scores_searches():
     assert "No procedure that the paper describes leads to its row, index 5721" in text
     assert all(row in text for row in ("1835", "3521", "4771", "561", "2057", "1728", "5721"))
     assert json.loads(json.dumps(found.to_dict()))["rows"]["FTSO"]["index"] == 5721
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*argv):
-        code = main(list(map(str, argv)))
-        return (code, *capsys.readouterr())
-
-    return command
 
 
 def test_look_up_by_the_command(run, tmp_path):
