@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import draw, info, search, selfcheck
+from .commands import draw, info, nb201, reproduce, search, selfcheck, stability
 from .errors import DataError, NumericalError, UsageError
 
-COMMANDS = (search, draw, info, selfcheck)  # in the order of the help
+COMMANDS = (search, stability, nb201, draw, reproduce, selfcheck, info)  # in the order of the help
 
 
 def _parser() -> argparse.ArgumentParser:

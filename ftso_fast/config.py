@@ -19,6 +19,8 @@ class SearchConfig:
     grad_clip, arch_grad_clip: largest 2-norm of the weights' and the architecture's gradient; None: not clipped.
     arch_*: Adam on the betas and alphas.
     warmup_epochs: epochs before the first architecture step.
+    nesterov: SGD looks ahead along its momentum. weights_first: an iteration's weight step comes before its
+    architecture step, as in NAS-Bench-201's searches.
     final_weight_step: the weight step after the last architecture step cannot change the answer; off by default.
 
     Raises UsageError for a value that is out of range.
@@ -40,6 +42,8 @@ class SearchConfig:
     arch_grad_clip: float | None = None
     warmup_epochs: int = 0
     final_weight_step: bool = False
+    nesterov: bool = False
+    weights_first: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("cells", 3), ("channels", 1), ("batch_size", 2), ("warmup_epochs", 0)):
@@ -83,6 +87,17 @@ PRESETS = {"cifar10": CIFAR10, "cifar10-batch64": CIFAR10_BATCH64, "imagenet": I
 
 PC_DARTS_CIFAR10 = SearchConfig(weight_lr=0.1, warmup_epochs=15)
 DARTS_CIFAR10 = SearchConfig(batch_size=64, weight_lr=0.025, weight_lr_min=0.001, arch_lr=3e-4)
+NATS_DARTS = SearchConfig(
+    batch_size=64,
+    weight_lr_min=0.001,
+    weight_decay=5e-4,
+    arch_lr=3e-4,
+    nesterov=True,
+    weights_first=True,
+)
+"""DARTS as NAS-Bench-201's authors ran it."""
+NATS_FTSO = SearchConfig(batch_size=64)
+"""FTSO's operator search there: its own settings, with the batch of 64 for the sake of CPUs."""
 
 
 @dataclass(frozen=True)

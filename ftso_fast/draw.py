@@ -7,23 +7,17 @@ edges bend only between columns, so no name covers another and no edge runs thro
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
-from xml.sax.saxutils import escape
 
 from .genotype import N_INPUTS, Genotype
+from .svg import INK, MONO, MUTED, SANS, label, text
 
 WIDTH = 880.0
 _MARGIN, _PAD, _MIN_GAP, _MAX_GAP = 20.0, 24.0, 20.0, 96.0
 _CAPTION, _CHAR, _SWEEPS = 20.0, 6.63, 40
-_SANS = "font-family=\"-apple-system,'Segoe UI',Helvetica,Arial,'DejaVu Sans',sans-serif\""
-_MONO = "font-family=\"ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace\""
-_INK, _MUTED = "#1f2933", "#5b6775"
-# What XML 1.0 cannot hold, not even escaped.
-_FORBIDDEN = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SLOTS = {"pass", "label"}
 _HUES = {"": "#aab", "sep": "#2463b4", "dil": "#7a3fb0", "max": "#b4540a", "avg": "#b4540a", "ski": "#3c7a3c"}
 
@@ -74,18 +68,18 @@ def draw_genotype(genotype: Genotype, title: str | None = None) -> str:
     name = title or "Normal and reduction cell"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.1f}" height="{height:.1f}" '
-        f'viewBox="0 0 {width:.1f} {height:.1f}" {_SANS} role="img" aria-label="{_text(name)}">',
-        f"<title>{_text(name)}</title>",
-        f"<desc>{_text(repr(genotype))}</desc>",
+        f'viewBox="0 0 {width:.1f} {height:.1f}" {SANS} role="img" aria-label="{text(name)}">',
+        f"<title>{text(name)}</title>",
+        f"<desc>{text(repr(genotype))}</desc>",
         f'<rect width="{width:.1f}" height="{height:.1f}" rx="10" fill="#f4f6f9"/>',
     ]
     if title:
         shown = title if len(title) <= 64 else f"{title[:63]}…"
-        parts.append(_label(left + 2, 36, f'font-size="15" font-weight="600" fill="{_INK}"', _text(shown)))
+        parts.append(label(left + 2, 36, f'font-size="15" font-weight="600" fill="{INK}"', text(shown)))
     if not labelled:
         op, x, anchor = operators[0], *((width - left - 2, "end") if title else (left + 2, "start"))
-        name = f'every edge: <tspan {_MONO} fill="{_HUES.get(op[:3], _MUTED)}">{op}</tspan>'
-        parts.append(_label(x, 36, f'font-size="12.5" text-anchor="{anchor}" fill="{_MUTED}"', name))
+        name = f'every edge: <tspan {MONO} fill="{_HUES.get(op[:3], MUTED)}">{op}</tspan>'
+        parts.append(label(x, 36, f'font-size="12.5" text-anchor="{anchor}" fill="{MUTED}"', name))
     for cell, caption, (x, y), tall in zip(cells, ("Normal", "Reduction"), corners, heights, strict=True):
         parts += _panel(cell, f"{caption} cell", x, y, panel, tall)
     return "\n".join([*parts, "</svg>", ""])
@@ -199,13 +193,13 @@ def _panel(cell: _Cell, caption: str, left: float, top: float, width: float, hei
     out = [
         f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" rx="8" fill="#ffffff" '
         'stroke="#dde2e8"/>',
-        _label(left + 16, top + 25, f'font-size="13" font-weight="600" fill="{_INK}"', caption),
+        label(left + 16, top + 25, f'font-size="13" font-weight="600" fill="{INK}"', caption),
     ]
     for chain, op in sorted(cell.wires, key=lambda wire: wire[1] != ""):
         ports = [other is chain for other, _ in by_height if other[-1] is chain[-1]]
         step = min(14.0, (chain[-1].height - 12) / max(1, len(ports) - 1))
         port = (ports.index(True) - (len(ports) - 1) / 2) * step
-        out.append(_wire(chain, port, _HUES.get(op[:3], _MUTED)))
+        out.append(_wire(chain, port, _HUES.get(op[:3], MUTED)))
     return out + [_draw(item) for item in cell.items() if item.kind != "pass"]
 
 
@@ -227,22 +221,14 @@ def _wire(chain: list[_Item], port: float, colour: str) -> str:
 
 
 def _draw(item: _Item) -> str:
-    ink = _HUES.get(item.text[:3], _MUTED) if item.kind == "label" else _INK
+    ink = _HUES.get(item.text[:3], MUTED) if item.kind == "label" else INK
     box, font = {
         "input": ('rx="6" fill="#e8eef6" stroke="#8aa0b8"', 'font-size="14" font-style="italic"'),
         "output": ('rx="6" fill="#eef0f2" stroke="#98a3ae"', 'font-size="14" font-style="italic"'),
         "node": ('rx="17" fill="#fff6dc" stroke="#c9a544"', 'font-size="13" font-weight="600"'),
-        "label": (f'rx="4" fill="#fff" stroke="{ink}" stroke-opacity=".45"', f'{_MONO} font-size="11"'),
+        "label": (f'rx="4" fill="#fff" stroke="{ink}" stroke-opacity=".45"', f'{MONO} font-size="11"'),
     }[item.kind]
     return (
         f'<rect class="{item.kind}" x="{item.x - item.width / 2:.1f}" y="{item.y - item.height / 2:.1f}" '
         f'width="{item.width:.1f}" height="{item.height:.1f}" {box}/>'
-    ) + _label(item.x, item.y + 4, f'text-anchor="middle" {font} fill="{ink}"', item.text)
-
-
-def _label(x: float, y: float, attributes: str, content: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" {attributes}>{content}</text>'
-
-
-def _text(text: str) -> str:
-    return escape(_FORBIDDEN.sub("\ufffd", text), {'"': "&quot;"})
+    ) + label(item.x, item.y + 4, f'text-anchor="middle" {font} fill="{ink}"', item.text)

@@ -156,14 +156,18 @@ class Genotype:
         Path(path).write_text(draw_genotype(self, title), encoding="utf-8", newline="\n")
 
 
-def derive_topology(betas: Sequence[float], n_nodes: int = 4) -> tuple[tuple[int, ...], ...]:
+def derive_topology(
+    betas: Sequence[float], n_nodes: int = 4, ties: Sequence[float] | None = None
+) -> tuple[tuple[int, ...], ...]:
     """The two strongest predecessors of every node, stronger first, ties to the lower state (FTSO, Alg. 1).
 
     `betas` is one cell's flat vector: the first node's edges from (0, 1), the second's from (0, 1, 2), ...
-    The softmax over a node's edges is monotone, so the raw values order them just as well.
+    The softmax over a node's edges is monotone, so the raw values order them just as well. ties: another such vector,
+    by which equal betas are ordered before the state decides.
     Raises UsageError for a wrong length and for values that are not finite, which have no order.
     """
-    return tuple(tuple(sorted(range(len(b)), key=lambda j: -b[j])[:2]) for b in _groups(betas, n_nodes))
+    pairs = zip(_groups(betas, n_nodes), _groups(betas if ties is None else ties, n_nodes), strict=True)
+    return tuple(tuple(sorted(range(len(b)), key=lambda j: (-b[j], -t[j]))[:2]) for b, t in pairs)
 
 
 def margins(betas: Sequence[float], n_nodes: int = 4) -> tuple[float | None, ...]:

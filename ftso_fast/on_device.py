@@ -65,6 +65,8 @@ class Replayed:
 class DeviceRun(Run):
     """`Run` for a network on a device. replayed: whether steps become graphs."""
 
+    net: SuperNet
+
     def __init__(self, net: SuperNet, config: SearchConfig, order: int, device: torch.device, replayed: bool) -> None:
         super().__init__(net, config, order)
         self.device, self.replayed = device, replayed

@@ -41,15 +41,15 @@ class Adam:
 
 
 class SGD:
-    """Stochastic gradient descent with momentum and coupled weight decay."""
+    """Stochastic gradient descent with momentum (Nesterov's where asked for) and coupled weight decay."""
 
-    def __init__(self, tensors: Sequence[Tensor], momentum: float, weight_decay: float) -> None:
-        self.tensors, self.momentum, self.weight_decay = tensors, momentum, weight_decay
+    def __init__(self, tensors: Sequence[Tensor], momentum: float, weight_decay: float, nesterov: bool = False) -> None:
+        self.tensors, self.momentum, self.weight_decay, self.nesterov = tensors, momentum, weight_decay, nesterov
         self.velocity: list[Tensor] | None = None
 
     @torch.no_grad()
     def directions(self, grads: Sequence[Tensor]) -> list[Tensor]:
-        """What a step would subtract, times its rate; nothing is moved or remembered."""
+        """What a step of plain momentum would subtract, times its rate; nothing is moved or remembered."""
         own = self._decayed(grads)
         if self.velocity is None:
             return own
@@ -62,12 +62,15 @@ class SGD:
     def step(self, grads: Sequence[Tensor], lr: float) -> None:
         directions = self._decayed(grads)
         if self.velocity is None:
-            self.velocity = directions
+            self.velocity = [d.clone() for d in directions] if self.nesterov else directions
         else:
             for v, d in zip(self.velocity, directions, strict=True):
                 v.mul_(self.momentum).add_(d)
-        for t, v in zip(self.tensors, self.velocity, strict=True):
-            t.sub_(v, alpha=lr)
+        moves: Sequence[Tensor] = self.velocity
+        if self.nesterov:
+            moves = [d.add_(v, alpha=self.momentum) for d, v in zip(directions, self.velocity, strict=True)]
+        for t, move in zip(self.tensors, moves, strict=True):
+            t.sub_(move, alpha=lr)
 
 
 def clip_norm(grads: Sequence[Tensor], limit: float) -> Tensor:

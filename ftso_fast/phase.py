@@ -86,7 +86,9 @@ class Phase:
 
     inputs: by cell type, the states that each of its nodes read. betas, alphas: by cell type; empty where edges were
     not weighted, or where there was one operator. losses: (architecture, weight) cross entropies in nats. beta_only:
-    edges are ranked by their betas, whatever their operators. kernel_calls: compiled kernels that ran, how often.
+    edges are ranked by their betas, whatever their operators. eigenvalues, stopped_at: of DARTS-ES, the dominant one
+    after each epoch, and the epoch (from 0) whose architecture was taken back. kernel_calls: compiled kernels that
+    ran, how often.
     """
 
     mode: str
@@ -100,6 +102,8 @@ class Phase:
     losses: tuple[tuple[float, ...], tuple[float, ...]]
     seconds: dict[str, float]
     kernel_calls: dict[str, int]
+    eigenvalues: tuple[float, ...] = ()
+    stopped_at: int | None = None
 
     @property
     def backend(self) -> str:
@@ -117,8 +121,14 @@ class Phase:
         )
 
     def topology(self, cell: str, before: bool = False) -> Topology:
-        """Per node the two predecessors of the highest scores, higher first."""
-        return derive_topology(self.scores(cell, before), len(self.inputs[cell]))
+        """Per node the two predecessors of the highest scores, higher first.
+
+        Where all betas started at zero, equal scores go to the edge that the last gradient would raise the most.
+        """
+        betas = self.betas.get(cell)
+        level = betas is not None and not before and not any(betas.before)
+        ties = [-g for g in betas.gradient] if betas is not None and level else None
+        return derive_topology(self.scores(cell, before), len(self.inputs[cell]), ties)
 
     def changed(self, cell: str) -> tuple[int, ...]:
         """The nodes (2..5) whose two inputs are not those that the random start would have given."""

@@ -10,6 +10,7 @@ from .genotype import PRIMITIVES
 from .space import OPERATOR_SETS, SearchSpace
 
 REPLACE = "sep_conv_3x3"
+BETA_INITS = ("random", "zeros")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Plan:
     seed: int
     precision: str
     config: SearchConfig
+    beta_init: str
+    early_stop: bool
 
     @property
     def mode(self) -> str:
@@ -47,6 +50,8 @@ def settle(
     seed: int,
     precision: str,
     config: SearchConfig | None,
+    beta_init: str = "random",
+    early_stop: bool = False,
 ) -> Plan:
     """The plan of `search`'s arguments of the same names; raises UsageError."""
     phases = Mode.parse(mode)
@@ -59,6 +64,8 @@ def settle(
         raise UsageError(f"seed: expected a whole number, got {seed!r}")
     if precision not in kernels.PRECISIONS:
         raise UsageError(f"precision: expected one of {', '.join(kernels.PRECISIONS)}, got {precision!r}")
+    if space.keeps_all:
+        raise UsageError(f"space: {space.name!r} keeps its topology: search it with ftso_fast.nats_search.search_nats")
     name, space = _operators(by, operators, space)
     if precision != "float32" and (space.operators != ("skip_connect",) or len(phases) > 1):
         raise UsageError(f"precision: expected float32 for all but a skip-only topology search, got {precision!r}")
@@ -67,6 +74,8 @@ def settle(
         if length.unit == "ep" and length.count <= config.warmup_epochs:
             raise only_warm_up(length, config)
     _check_gradient(by, order, beta_only)
+    _check_start(by, beta_init)
+    _check_early_stop(by, phases, early_stop)
     return Plan(
         method=by,
         phases=phases,
@@ -79,6 +88,8 @@ def settle(
         seed=seed,
         precision=precision,
         config=config,
+        beta_init=beta_init,
+        early_stop=early_stop,
     )
 
 
@@ -142,6 +153,20 @@ def _check_gradient(method: Method, order: int, beta_only: bool) -> None:
         raise UsageError(f"beta_only: expected True or False, got {beta_only!r}")
     if beta_only and not method.weighted_edges:
         raise UsageError(f"beta_only: expected False for method {method.name!r}, which has no betas, got True")
+
+
+def _check_start(method: Method, beta_init: str) -> None:
+    if beta_init not in BETA_INITS:
+        raise UsageError(f"beta_init: expected one of {', '.join(BETA_INITS)}, got {beta_init!r}")
+    if beta_init == "zeros" and not method.weighted_edges:
+        raise UsageError(f"beta_init: expected 'random' for method {method.name!r}, which has no betas, got 'zeros'")
+
+
+def _check_early_stop(method: Method, phases: tuple[Mode, ...], early_stop: bool) -> None:
+    if not isinstance(early_stop, bool):
+        raise UsageError(f"early_stop: expected True or False, got {early_stop!r}")
+    if early_stop and (method.stages or phases[0].unit != "ep"):
+        raise UsageError(f"early_stop: expected pc-darts or darts, searching epochs, got {method.name!r}, {phases[0]}")
 
 
 def _in_time(config: SearchConfig, length: Mode) -> SearchConfig:

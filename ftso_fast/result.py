@@ -38,6 +38,7 @@ class SearchResult:
     beta_only: bool
     k: int
     seed: int
+    beta_init: str
     isa: str | None
     precision: str
     rounding: Rounding | None
@@ -96,7 +97,8 @@ class SearchResult:
 
     @property
     def changed(self) -> dict[str, tuple[int, ...]]:
-        """Per cell type, the nodes whose inputs are not those that the random start would have given."""
+        """Per cell type, the nodes whose inputs are not those that the random start would have given; with
+        beta_init='zeros' the start's are 0 and 1, as ties go."""
         return {cell: self.topology_search.changed(cell) for cell in CELLS}
 
     @property
@@ -138,6 +140,7 @@ class SearchResult:
             "beta_only": self.beta_only,
             "k": self.k,
             "seed": self.seed,
+            "beta_init": self.beta_init,
             "backend": self.backend,
             "isa": self.isa,
             "precision": self.precision,
@@ -148,6 +151,8 @@ class SearchResult:
             "seconds": self.seconds,
             "margins": self.margins,
             "margins_hex": {cell: [None if m is None else m.hex() for m in row] for cell, row in self.margins.items()},
+            "eigenvalues": self.topology_search.eigenvalues,
+            "stopped_at": self.topology_search.stopped_at,
             "topology": self.topology,
             "changed_from_start": self.changed,
             "choices": {cell: [choice._asdict() for choice in row] for cell, row in self.choices.items()},

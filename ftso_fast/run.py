@@ -4,7 +4,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from .data import Batch, SearchData, ended_early
 from .errors import NumericalError, UsageError
 from .optimizer import SGD, Adam, clip_norm
 from .phase import Alphas, Betas, Phase, Rounding
-from .space import CELLS
-from .supernet import SuperNet
-from .unrolled import loss_of, unrolled_gradient
+from .unrolled import Searchable, loss_of, unrolled_gradient
+
+if TYPE_CHECKING:
+    from .early_stop import EarlyStop
 
 Progress = Callable[[int, int | None], None]
 
@@ -39,15 +40,16 @@ class Stream:
 class Run:
     """One search under way: the network, its optimizers, and what is recorded."""
 
-    def __init__(self, net: SuperNet, config: SearchConfig, order: int = 1) -> None:
+    def __init__(self, net: Searchable, config: SearchConfig, order: int = 1) -> None:
         self.net, self.config, self.order = net, config, order
         self.arch = net.arch_parameters()
         self.adam = Adam(self.arch, config.arch_lr, config.arch_betas, config.arch_eps, config.arch_weight_decay)
         self.weights = net.weights()
-        self.sgd = SGD(self.weights, config.momentum, config.weight_decay)
+        self.sgd = SGD(self.weights, config.momentum, config.weight_decay, config.nesterov)
         self.before = [t.detach().clone() for t in self.arch]
         self.gradient: list[Tensor] = [torch.zeros_like(t) for t in self.before]
         self.rounding: Rounding | None = None
+        self.early_stop: EarlyStop | None = None
         self.losses: tuple[list[float], list[float]] = ([], [])
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls = Counter(kernels.calls())
@@ -59,7 +61,7 @@ class Run:
         self.seconds[part] += time.perf_counter() - start
 
     def all(self, data: Stream, length: Mode, progress: Progress | None) -> int:
-        """Every iteration, in the order of PC-DARTS: architecture step, then weight step. Returns their number."""
+        """Every iteration, as a rule in PC-DARTS' order: architecture step, then weight step. Returns their number."""
         per_epoch = data.iterations_per_epoch  # None: known only when the pass ends
         total = length.iterations(per_epoch)
         epochs = length.count if length.unit == "ep" else -(-length.count // per_epoch) if per_epoch else None
@@ -67,7 +69,7 @@ class Run:
         done = epoch = begun = 0
         while done != total:
             searching = epoch >= self.config.warmup_epochs
-            stepping = done + 1 != total or self.config.final_weight_step
+            stepping = done + 1 != total or self.config.final_weight_step or self.config.weights_first
             looking = stepping or (searching and self.order == 2)
             with self.timed("data"):
                 first = next(data.architecture, None) if searching else None
@@ -83,6 +85,8 @@ class Run:
                 if per_epoch is None or done != (epoch + 1) * per_epoch:
                     continue
             epoch, begun = epoch + 1, done
+            if self.early_stop and first and self.early_stop.epoch(self.net, first):
+                return done
             if done != total:
                 weights = data.weights()
         if done != total and (total or epoch + 1 < length.count or not done):
@@ -90,11 +94,13 @@ class Run:
         return done
 
     def _iteration(self, first: Batch | None, second: Batch | None, stepping: bool, lr: float) -> None:
+        if second and stepping and self.config.weights_first:
+            self.weight_step(second, lr)
         if first and second and self.order == 2:
             self.unrolled_step(first, second, lr)
         elif first:
             self.architecture_step(first)
-        if second and stepping:
+        if second and stepping and not self.config.weights_first:
             self.weight_step(second, lr)
         first_iteration = len(self.losses[0]) + len(self.losses[1]) <= 2
         if first_iteration and kernels.requested() == "cpu" and kernels.calls() == self.calls:
@@ -167,17 +173,19 @@ class Run:
     def phase(self, mode: str, beta_only: bool) -> Phase:
         """What was found, as plain numbers."""
         rows = [tuple(map(_frozen, triple)) for triple in zip(self.before, self.arch, self.gradient, strict=True)]
-        n = len(self.net.betas())
+        n, cells = len(self.net.betas()), self.net.space.cells
         return Phase(
             mode=mode,
             operators=self.net.space.operators,
-            inputs=self.net.topology,
-            betas={cell: Betas(*row) for cell, row in zip(CELLS, rows[:n], strict=False)},
-            alphas={cell: Alphas(*row) for cell, row in zip(CELLS, rows[n:], strict=False)},
+            inputs=dict(self.net.topology),
+            betas={cell: Betas(*row) for cell, row in zip(cells, rows[:n], strict=False)},
+            alphas={cell: Alphas(*row) for cell, row in zip(cells, rows[n:], strict=False)},
             beta_only=beta_only,
             iterations=self.adam.steps,
             weight_steps=len(self.losses[1]),
             losses=(tuple(self.losses[0]), tuple(self.losses[1])),
+            eigenvalues=tuple(self.early_stop.eigenvalues) if self.early_stop else (),
+            stopped_at=self.early_stop.stopped_at if self.early_stop else None,
             seconds=dict(self.seconds),
             kernel_calls=dict(Counter(kernels.calls()) - self.calls),
         )

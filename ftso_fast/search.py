@@ -6,23 +6,73 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace as changed
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
 from . import kernels
 from .config import SearchConfig
-from .data import DataReport, prepare
+from .data import prepare
 from .errors import UsageError
-from .genotype import PRIMITIVES
-from .phase import Phase, Rounding
-from .plan import Plan, only_warm_up, settle
+from .plan import settle
 from .result import SearchResult
-from .run import Progress, Run, Stream
-from .space import CELLS, DARTS, SearchSpace, Topology
-from .supernet import SuperNet
+from .run import Progress, Stream
+from .space import DARTS, SearchSpace
+from .stages import search_stages
+
+if TYPE_CHECKING:
+    from .stability import Stability
+
+
+@overload
+def search(
+    data: Any,
+    mode: str = ...,
+    *,
+    method: str = ...,
+    operators: str | None = ...,
+    replace: str | None = ...,
+    order: int = ...,
+    beta_only: bool = ...,
+    space: SearchSpace = ...,
+    k: int | None = ...,
+    classes: int | None = ...,
+    seed: int = ...,
+    seeds: None = ...,
+    beta_init: str = ...,
+    early_stop: bool = ...,
+    backend: str | None = ...,
+    device: str | None = ...,
+    precision: str = ...,
+    config: SearchConfig | None = ...,
+    progress: Progress | None = ...,
+) -> SearchResult: ...
+
+
+@overload
+def search(
+    data: Any,
+    mode: str = ...,
+    *,
+    method: str = ...,
+    operators: str | None = ...,
+    replace: str | None = ...,
+    order: int = ...,
+    beta_only: bool = ...,
+    space: SearchSpace = ...,
+    k: int | None = ...,
+    classes: int | None = ...,
+    seed: int = ...,
+    seeds: int,
+    beta_init: str = ...,
+    early_stop: bool = ...,
+    backend: str | None = ...,
+    device: str | None = ...,
+    precision: str = ...,
+    config: SearchConfig | None = ...,
+    progress: Progress | None = ...,
+) -> "Stability": ...
 
 
 def search(
@@ -38,12 +88,15 @@ def search(
     k: int | None = None,
     classes: int | None = None,
     seed: int = 0,
+    seeds: int | None = None,
+    beta_init: str = "random",
+    early_stop: bool = False,
     backend: str | None = None,
     device: str | None = None,
     precision: str = "float32",
     config: SearchConfig | None = None,
     progress: Progress | None = None,
-) -> SearchResult:
+) -> "SearchResult | Stability":
     """Find a cell for `data`: which two inputs each of its nodes reads, and by which operators.
 
     data: a DataLoader or Dataset over a map data set, a tuple (X, y) of arrays, a tuple of two loaders (weights,
@@ -59,11 +112,16 @@ def search(
     rather than by beta times the largest alpha (without none). Ties go to the lower state and the earlier operator.
 
     k: 1/k of the channels are processed (default: the method's; 1: DARTS). classes: found in the data where not given.
-    seed: decides everything random. backend: one of `kernels.BACKENDS`, which then runs or raises; None: the fastest
-    that can. device: "cpu" (the default) or "cuda", where a step is a CUDA graph after its first two. precision: one
-    of `kernels.PRECISIONS`; other than float32 it needs the cpu backend and a skip-only topology search, is for long
-    searches (one iteration follows the gradient's sign only), and the result says what it did to
-    the first gradient. config: default: the method's own, its warm-up cut to end before a short search does.
+    seed: decides everything random. seeds: so many searches instead of one, with seeds from `seed` on, each the
+    same as alone, byte for byte; they share reading and memory, and torchrun's processes; returned is their
+    `Stability`. beta_init: 'random' as the paper, or 'zeros', which starts all edges alike, so that the data alone
+    decide: the first step is a vote of signs, whose ties the raw gradient breaks. early_stop: pc-darts and darts in
+    epochs: DARTS-ES, which goes back where the loss' dominant eigenvalue grows. backend: one of `kernels.BACKENDS`,
+    which then runs or raises; None: the fastest that can. device: "cpu" (the default) or "cuda", where a step is a
+    CUDA graph after its first two. precision: one of `kernels.PRECISIONS`; other than float32 it needs the cpu
+    backend and a skip-only topology search, is for long searches (one iteration follows the gradient's sign only),
+    and the result says what it did to the first gradient. config: default: the method's own, its warm-up cut to end
+    before a short search does.
     progress: called with (iterations done, iterations in all or None).
 
     The architecture step comes first and takes one batch of the architecture half; then the weight step, one of
@@ -86,12 +144,20 @@ def search(
         seed=seed,
         precision=precision,
         config=config,
+        beta_init=beta_init,
+        early_stop=early_stop,
     )
     where = _device(device)
+    if seeds is not None and where.type != "cpu":
+        raise UsageError(f"seeds: many searches at once run on the cpu, got device={device!r}: leave one of them out")
     start = time.perf_counter()
-    with _backend(backend):
+    with chosen_backend(backend):
+        if seeds is not None:
+            from .many import search_seeds
+
+            return search_seeds(data, plan, seeds, classes, progress)
         prepared = prepare(data, classes=classes, seed=seed, batch_size=plan.config.batch_size)
-        phases, rounding = _phases(plan, prepared.report, Stream(prepared), progress, start, where)
+        phases, rounding = search_stages(plan, prepared.report, Stream(prepared), progress, start, device=where)
         isa = kernels.isa() if any(phase.backend == "cpu" for phase in phases) else None
     seconds = sum((Counter(phase.seconds) for phase in phases), Counter[str]())
     return SearchResult(
@@ -105,6 +171,7 @@ def search(
         beta_only=plan.beta_only,
         k=plan.k,
         seed=seed,
+        beta_init=plan.beta_init,
         isa=isa,
         precision=precision,
         rounding=rounding,
@@ -113,64 +180,6 @@ def search(
         data=prepared.report,
         config=plan.config,
     )
-
-
-def _phases(
-    plan: Plan, report: DataReport, stream: Stream, progress: Progress | None, start: float, device: torch.device
-) -> tuple[list[Phase], Rounding | None]:
-    """Every super-network's search in turn; `start` is when the first one's setup began."""
-    lengths = [length.iterations(stream.iterations_per_epoch) for length in plan.phases]
-    total = None if None in lengths else sum(filter(None, lengths))
-    phases: list[Phase] = []
-    rounding: Rounding | None = None
-    topology: dict[str, Topology] | None = None
-    state: torch.Tensor | None = None
-    done = 0
-
-    def shown(now: int, _: int | None) -> None:
-        if progress:
-            progress(done + now, total)
-
-    for length in plan.phases:
-        space = plan.space if topology is None else changed(plan.space, operators=PRIMITIVES)
-        net, state = _network(plan, report, space, topology, state)
-        run = _run(net, plan, device)
-        run.seconds["setup"] = time.perf_counter() - start
-        done += run.all(stream, length, shown)
-        if not run.adam.steps:
-            raise only_warm_up(length, plan.config)
-        phase = run.phase(str(length), plan.beta_only)
-        phases.append(phase)
-        rounding = rounding or run.rounding
-        if topology is None:
-            topology = {cell: phase.topology(cell) for cell in CELLS}
-        start = time.perf_counter()
-        if len(phases) < len(plan.phases):
-            kernels.release_memory()  # the next super-network works in memory of another size
-    return phases, rounding
-
-
-def _network(
-    plan: Plan, report: DataReport, space: SearchSpace, topology: dict[str, Topology] | None, state: torch.Tensor | None
-) -> tuple[SuperNet, torch.Tensor]:
-    """A fresh super-network and the state of its random numbers: the next network's go on where they ended."""
-    with torch.random.fork_rng(devices=[]):
-        if state is None:
-            torch.manual_seed(plan.seed)
-        else:
-            torch.set_rng_state(state)
-        net = SuperNet(
-            report.classes,
-            plan.config.channels,
-            plan.config.cells,
-            plan.k,
-            report.shape[0],
-            space,
-            topology,
-            plan.method.weighted_edges,
-        )
-        net.precision = plan.precision
-        return net, torch.get_rng_state()
 
 
 def _device(name: str | None) -> torch.device:
@@ -185,16 +194,8 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _run(net: SuperNet, plan: Plan, device: torch.device) -> Run:
-    if device.type == "cpu":
-        return Run(net, plan.config, plan.order)
-    from .on_device import DeviceRun
-
-    return DeviceRun(net.on(device), plan.config, plan.order, device, replayed=True)
-
-
 @contextmanager
-def _backend(name: str | None) -> Iterator[None]:
+def chosen_backend(name: str | None) -> Iterator[None]:
     try:
         with kernels.use_backend(name):
             if kernels.requested() != "reference" and kernels.backends()["cpu"] is None:

@@ -27,7 +27,8 @@ OPERATOR_SETS = {
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """One cell search space: `n_nodes` nodes, each reading every earlier state through `operators`.
+    """One cell search space: `n_nodes` nodes, each reading every earlier state through `operators`, `n_inputs` inputs
+    first. `cells`: the cell types; `keeps_all`: no edge is pruned.
 
     `operators` are those of the topology super-network; `replacements` are those that may stand on the edges
     which the search kept (section 3.3 and Fig. 3e of the FTSO paper).
@@ -37,6 +38,9 @@ class SearchSpace:
     n_nodes: int = 4
     operators: tuple[str, ...] = ("skip_connect",)
     replacements: tuple[str, ...] = REPLACEMENTS
+    n_inputs: int = N_INPUTS
+    cells: tuple[str, ...] = CELLS
+    keeps_all: bool = False
 
     @property
     def n_edges(self) -> int:
@@ -46,7 +50,17 @@ class SearchSpace:
     @property
     def full(self) -> Topology:
         """Every node reads every earlier state."""
-        return tuple(tuple(range(N_INPUTS + node)) for node in range(self.n_nodes))
+        return tuple(tuple(range(self.n_inputs + node)) for node in range(self.n_nodes))
 
 
 DARTS = SearchSpace(name="darts")
+NATS_BENCH = SearchSpace(
+    name="nats-bench",
+    n_nodes=3,
+    operators=("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"),
+    replacements=("skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"),
+    n_inputs=1,
+    cells=("cell",),
+    keeps_all=True,
+)
+"""NAS-Bench-201's topology space: every node keeps all its inputs (FTSO, section 4), so only operators are searched."""

@@ -132,8 +132,8 @@ class SuperNet(nn.Module):
         self._places = [(module, name) for module in self.modules() for name in module._parameters]
         edges = [sum(map(len, self.topology[cell])) for cell in CELLS]
         n = len(space.operators)
-        self.alphas_normal, self.alphas_reduce = (_start(e, n) if n > 1 else None for e in edges)
-        self.betas_normal, self.betas_reduce = (_start(e) if weighted_edges else None for e in edges)
+        self.alphas_normal, self.alphas_reduce = (start(e, n) if n > 1 else None for e in edges)
+        self.betas_normal, self.betas_reduce = (start(e) if weighted_edges else None for e in edges)
 
     def _cell(self, c_prev_prev: int, c_prev: int, C: int, reduction: bool, reduction_prev: bool) -> nn.Module:
         k, space = self.spec.k, self.space
@@ -141,6 +141,15 @@ class SuperNet(nn.Module):
             return Cell(c_prev_prev, c_prev, C, k, reduction, reduction_prev, space.n_nodes)
         inputs = self.topology[CELLS[reduction]]
         return MixedCell(c_prev_prev, c_prev, C, k, reduction, reduction_prev, inputs, space.operators)
+
+    def restart(self) -> None:
+        """Draw weights, alphas and betas again, in the order in which a new network draws them."""
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+                    module.reset_parameters()
+            for drawn in (*self.alphas(), *self.betas()):
+                drawn.copy_(start(*drawn.shape))
 
     def betas(self) -> tuple[Tensor, ...]:
         """The edges' parameters: normal, reduce; empty where edges are not weighted."""
@@ -251,12 +260,12 @@ class SuperNet(nn.Module):
     @contextmanager
     def only_arch(self) -> Iterator[None]:
         """Within the block weights ask for no gradient: an architecture step then computes none."""
-        yield from _without_gradient(self.weights())
+        yield from without_gradient(self.weights())
 
     @contextmanager
     def only_weights(self) -> Iterator[None]:
         """Within the block betas and alphas ask for no gradient: a weight step then computes none."""
-        yield from _without_gradient(self.arch_parameters())
+        yield from without_gradient(self.arch_parameters())
 
 
 def _check_sizes(classes: int, channels: int, layers: int, k: int, in_channels: int) -> None:
@@ -288,11 +297,11 @@ def _checked(topology: Mapping[str, Topology] | None, space: SearchSpace) -> dic
     return {cell: tuple(tuple(sorted(node)) for node in topology[cell]) for cell in CELLS}
 
 
-def _start(*shape: int) -> Tensor:
+def start(*shape: int) -> Tensor:
     return (SPREAD * torch.randn(shape, dtype=torch.float64)).requires_grad_()
 
 
-def _without_gradient(tensors: list[Tensor]) -> Iterator[None]:
+def without_gradient(tensors: list[Tensor]) -> Iterator[None]:
     wanted = [t.requires_grad for t in tensors]
     for t in tensors:
         t.requires_grad_(False)

@@ -29,6 +29,8 @@ def describe(result: SearchResult) -> str:
             f"{result.rounding.gradient_error:.2%} of its largest value, {result.rounding.sign_flips} of "
             f"{sum(len(b.after) for b in result.betas.values())} signs flipped."
         )
+    if result.topology_search.eigenvalues:
+        lines.append(_early(result.topology_search))
     warm_up = METHODS[result.method].config.warmup_epochs
     if result.config.warmup_epochs < warm_up:
         lines.append(
@@ -36,6 +38,14 @@ def describe(result: SearchResult) -> str:
             f"{warm_up}."
         )
     return "\n".join([*lines, _trust(result), repr(result.genotype)])
+
+
+def _early(phase: Phase) -> str:
+    end = f"after {len(phase.eigenvalues)} epochs {phase.eigenvalues[-1]:.3g}"
+    if phase.stopped_at is None:
+        return f"DARTS-ES: the loss' dominant eigenvalue did not grow enough to stop, {end}."
+    epoch = phase.stopped_at + 1
+    return f"DARTS-ES: the loss' dominant eigenvalue grew, {end}; back to the architecture of epoch {epoch}."
 
 
 def _headline(result: SearchResult) -> str:
@@ -69,6 +79,11 @@ def _trust(result: SearchResult) -> str:
         edges = sum(map(len, result.choices.values()))
         text += f" and {phase.operators_changed(topology)} of {edges} operators"
     text += " from its random start"
+    if result.beta_init == "zeros" and operators is None:
+        return (
+            "Margins are in units of the learning rate. All edges started alike (beta_init zeros), which is not the "
+            "paper's way: equal betas went to the stronger gradient."
+        )
     phases = [result.topology_search, *([operators] if operators else [])]
     short = [phase for phase in phases if phase.iterations * result.config.arch_lr < 5 * SPREAD]
     return text + (_warning(short[0], result.config.arch_lr) if short else "") + "."

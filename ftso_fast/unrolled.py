@@ -1,7 +1,8 @@
 """DARTS' second-order architecture gradient, by first derivatives alone, so that compiled kernels can compute it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,16 +10,32 @@ from torch.nn import functional as F
 
 from .data import Batch
 from .optimizer import SGD
-from .supernet import SuperNet
+from .space import SearchSpace, Topology
 
 
-def loss_of(net: SuperNet, batch: Batch) -> Tensor:
+class Searchable(Protocol):
+    """What a search needs of a super-network; `SuperNet` says what each of these is."""
+
+    precision: str
+    space: SearchSpace
+
+    @property
+    def topology(self) -> Mapping[str, Topology]: ...
+    def betas(self) -> tuple[Tensor, ...]: ...
+    def arch_parameters(self) -> list[Tensor]: ...
+    def weights(self) -> list[Tensor]: ...
+    def only_arch(self) -> AbstractContextManager[None]: ...
+    def only_weights(self) -> AbstractContextManager[None]: ...
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+def loss_of(net: Searchable, batch: Batch) -> Tensor:
     """The batch's mean cross entropy."""
     return F.cross_entropy(net(batch.images), batch.labels)
 
 
 def unrolled_gradient(
-    net: SuperNet, valid: Batch, train: Batch, sgd: SGD, lr: float, radius: float = 0.01
+    net: Searchable, valid: Batch, train: Batch, sgd: SGD, lr: float, radius: float = 0.01
 ) -> tuple[Tensor, list[Tensor]]:
     """L_val after the weight step that would follow, and its gradient by the architecture parameters a.
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ftso_fast import kernels
+from ftso_fast.cli import main
 
 # a test's own `python -c` must import the installed package, not the source folder that it happens to run in
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -53,6 +54,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(capsys):
+    """Run one command in this process: (exit code, stdout, stderr)."""
+
+    def command(*argv):
+        code = main(list(map(str, argv)))
+        return (code, *capsys.readouterr())
+
+    return command
 
 
 @pytest.fixture

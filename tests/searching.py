@@ -24,6 +24,8 @@ OPTIONS = [
     "replace",
     "order",
     "beta_only",
+    "beta_init",
+    "early_stop",
     "space",
 ]
 SMALL = SearchConfig(cells=4, channels=8, batch_size=8)

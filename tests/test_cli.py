@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from ftso_fast import Genotype, NumericalError, kernels
-from ftso_fast.cli import main
 
 search_module = importlib.import_module("ftso_fast.search")
 
@@ -30,17 +29,6 @@ def images(tmp_path):
     g = np.random.default_rng(0)
     np.savez(path, x_train=g.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8), y_train=np.arange(16) % 4)
     return str(path)
-
-
-@pytest.fixture
-def run(capsys):
-    """Run one command in this process: (exit code, stdout, stderr)."""
-
-    def command(*argv):
-        code = main(list(map(str, argv)))
-        return (code, *capsys.readouterr())
-
-    return command
 
 
 def process(*argv, **env):

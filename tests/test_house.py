@@ -22,7 +22,20 @@ PACKAGE = sorted((ROOT / "ftso_fast").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file())
 CMAKE = (ROOT / "CMakeLists.txt").read_text()
-TORCH_FREE = {"genotype", "space", "config", "errors", "draw", "phase"}
+TORCH_FREE = {
+    "genotype",
+    "space",
+    "config",
+    "errors",
+    "svg",
+    "draw",
+    "phase",
+    "stability",
+    "crossed",
+    "text_stability",
+    "draw_stability",
+    "nats",
+}
 
 
 def imports(path):

@@ -143,7 +143,7 @@ def test_the_second_network_is_a_fresh_one(monkeypatch):
             super().__init__(net, *rest)
             nets.append([w.detach().clone() for w in net.weights()] + self.before)
 
-    monkeypatch.setattr(importlib.import_module("ftso_fast.search"), "Run", Recorded)
+    monkeypatch.setattr(importlib.import_module("ftso_fast.stages"), "Run", Recorded)
     small(mode="1it+1it", seed=5)
     small(mode="1it+1it", seed=5)
     one, two, three, four = nets

@@ -38,12 +38,12 @@ def test_adam(dtype, weight_decay, size):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("weight_decay", [0.0, 3e-4, 0.3])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sgd(dtype, weight_decay, momentum):
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd(dtype, weight_decay, momentum, nesterov):
     ours = tensors(dtype, 0)
     theirs = [t.clone().requires_grad_() for t in ours]
-    sgd = SGD(ours, momentum, weight_decay)
-    peer = torch.optim.SGD(theirs, 1.0, momentum, weight_decay=weight_decay)
+    sgd = SGD(ours, momentum, weight_decay, nesterov)
+    peer = torch.optim.SGD(theirs, 1.0, momentum, weight_decay=weight_decay, nesterov=nesterov)
     for step in range(8):
         lr = 0.1 / (step + 1)
         grads = tensors(dtype, step + 1)

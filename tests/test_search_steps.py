@@ -347,6 +347,8 @@ def test_presets_are_table_4s():
         "arch_grad_clip": None,
         "warmup_epochs": 0,
         "final_weight_step": False,
+        "nesterov": False,
+        "weights_first": False,
     }
     assert (IMAGENET.weight_lr, IMAGENET.arch_lr) == (0.5, 6e-3)
     assert PRESETS["cifar10-batch64"].batch_size == 64

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..errors import DataError
+from ..config import PRESETS, SearchConfig
+from ..errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from ..run import Progress
@@ -23,6 +24,13 @@ def progress_bar(what: str) -> Iterator["Progress | None"]:
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def preset(name: str | None) -> SearchConfig | None:
+    """The settings of that name."""
+    if name not in (None, *PRESETS):
+        raise UsageError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name] if name else None
 
 
 def text_or_file(argument: str) -> str | bytes:

@@ -9,7 +9,7 @@ from ..config import METHODS, PRESETS
 from ..errors import UsageError
 from ..genotype import REPLACEMENTS
 from ..space import OPERATOR_SETS
-from .console import progress_bar
+from .console import preset, progress_bar
 
 
 def add(commands: Any) -> None:
@@ -35,6 +35,10 @@ def add(commands: Any) -> None:
     search.add_argument("--second-order", action="store_true", help="pc-darts and darts: the unrolled gradient")
     search.add_argument("--beta-only", action="store_true", help="rank edges by beta, not by beta times best alpha")
     search.add_argument("--seed", type=int, default=0, help="decides everything random (default: 0)")
+    search.add_argument("--early-stop", action="store_true", help="pc-darts and darts: DARTS-ES, by the curvature")
+    search.add_argument(
+        "--beta-init", default="random", help="random, or zeros: all edges start alike, not as in the paper"
+    )
     search.add_argument("--k", type=int, help="process 1/k of the channels (default: 4; darts: 1)")
     search.add_argument(
         "--replace",
@@ -64,8 +68,7 @@ def run(args: argparse.Namespace) -> None:
     from ..readers import read_images
     from ..search import search
 
-    if args.preset not in (None, *PRESETS):
-        raise UsageError(f"preset: expected one of {', '.join(PRESETS)}, got {args.preset!r}")
+    config = preset(args.preset)
     if args.threads is not None:
         if args.threads < 1:
             raise UsageError(f"threads: expected a positive number, got {args.threads}")
@@ -84,8 +87,10 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             backend=args.backend,
             device=args.device,
+            beta_init=args.beta_init,
+            early_stop=args.early_stop,
             precision=args.precision,
-            config=PRESETS[args.preset] if args.preset else None,
+            config=config,
             progress=progress,
         )
     if args.out:

@@ -1,0 +1,53 @@
+"""The processes that torchrun started: who this one is, and texts from all of them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is number `rank` of `world`."""
+
+    rank: int = 0
+    world: int = 1
+
+    def gather(self, texts: Sequence[str]) -> list[str]:
+        """The texts of all processes, process after process; every one of them must call it."""
+        if self.world == 1:
+            return list(texts)
+        from torch import distributed
+
+        own = bytearray(b"\0".join(text.encode() for text in texts))
+        sizes = [torch.zeros(2, dtype=torch.int64) for _ in range(self.world)]
+        distributed.all_gather(sizes, torch.tensor([len(own), len(texts)]))
+        room = max(1, *(int(size[0]) for size in sizes))
+        boxes = [torch.zeros(room, dtype=torch.uint8) for _ in range(self.world)]
+        distributed.all_gather(boxes, torch.frombuffer(own.ljust(room, b"\0"), dtype=torch.uint8))
+        found: list[str] = []
+        for box, (length, count) in zip(boxes, (size.tolist() for size in sizes), strict=True):
+            parts = box[:length].numpy().tobytes().split(b"\0")
+            found += [part.decode() for part in parts[:count]]
+        return found
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """Within the block the processes are joined, over gloo; outside torchrun there is one."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world < 2:
+        yield Ranks()
+        return
+    from torch import distributed
+
+    joined = distributed.is_initialized()
+    if not joined:
+        distributed.init_process_group("gloo")
+    try:
+        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        if not joined:
+            distributed.destroy_process_group()
