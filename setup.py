@@ -38,6 +38,12 @@ class BuildWithCMake(build_ext):
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         subprocess.run(["cmake", "--build", str(build), "-j", jobs], check=True)
 
+    def copy_extensions_to_source(self) -> None:
+        """Of an editable installation. The CUDA module is built or not, so setuptools does not know of it."""
+        super().copy_extensions_to_source()
+        for module in Path(self.build_lib, "ftso_fast").glob("_cuda*.so"):
+            shutil.copy2(module, ROOT / "ftso_fast")
+
 
 WITH_CORE = os.environ.get("FTSO_CORE", "ON").upper() != "OFF"
 setup(
