@@ -126,7 +126,7 @@ def search_seeds(data: Any, plan: Plan, seeds: int, classes: int | None, progres
         batch_size=report.batch_size,
         iterations=phase.iterations,
         backend=phase.backend,
-        isa=kernels.isa() if phase.kernel_calls else None,
+        isa=kernels.isa() if phase.backend == "cpu" else None,
         processes=own.world,
         seconds={**bench.seconds, "total": time.perf_counter() - start},
         source=report.source,

@@ -67,7 +67,11 @@ def read_table(path: str | Path) -> Table:
     text, digest = _text(Path(path))
     reader = csv.DictReader(io.StringIO(text))
     wanted = ["index", "arch", *(f"{d}_test" for d in DATASETS)]
-    if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
+    try:
+        columns = reader.fieldnames or ()
+    except csv.Error as error:
+        raise DataError(f"{path}: is no CSV table ({error}).") from None
+    if missing := [name for name in wanted if name not in columns]:
         raise DataError(f"{path}: has no column {', '.join(missing)}: expected {', '.join(wanted)}.")
     entries: list[Entry] = []
     known = {a: a for a in architectures()}
@@ -101,7 +105,7 @@ def _text(path: Path) -> tuple[str, str]:
     if len(raw) > MAX_BYTES:
         raise DataError(f"{path}: holds more than {MAX_BYTES:,} bytes, the limit for a table.")
     try:
-        return raw.decode("utf-8"), digest
+        return raw.decode("utf-8-sig"), digest
     except UnicodeDecodeError:
         raise DataError(f"{path}: is no UTF-8 text: expected a CSV table, plain or gzipped.") from None
 

@@ -114,9 +114,9 @@ def search(
     k: 1/k of the channels are processed (default: the method's; 1: DARTS). classes: found in the data where not given.
     seed: decides everything random. seeds: so many searches instead of one, with seeds from `seed` on, each the
     same as alone, byte for byte; they share reading and memory, and torchrun's processes; returned is their
-    `Stability`. beta_init: 'random' as the paper, or 'zeros', which starts all edges alike, so that the data alone
-    decide: the first step is a vote of signs, whose ties the raw gradient breaks. early_stop: pc-darts and darts in
-    epochs: DARTS-ES, which goes back where the loss' dominant eigenvalue grows. backend: one of `kernels.BACKENDS`,
+    `Stability`. beta_init: 'random' as the paper, or 'zeros', which starts all edges alike, so that
+    their start decides nothing: the first step is a vote of signs, whose ties the raw gradient breaks. early_stop:
+    pc-darts and darts in epochs: DARTS-ES, which goes back where the loss' dominant eigenvalue grows. backend: one of `kernels.BACKENDS`,
     which then runs or raises; None: the fastest that can. device: "cpu" (the default) or "cuda", where a step is a
     CUDA graph after its first two. precision: one of `kernels.PRECISIONS`; other than float32 it needs the cpu
     backend and a skip-only topology search, is for long searches (one iteration follows the gradient's sign only),
@@ -150,6 +150,9 @@ def search(
     where = _device(device)
     if seeds is not None and where.type != "cpu":
         raise UsageError(f"seeds: many searches at once run on the cpu, got device={device!r}: leave one of them out")
+    for what, given in (("early_stop", early_stop), ("config.nesterov", plan.config.nesterov)):
+        if given and where.type != "cpu":
+            raise UsageError(f"{what}: expected False on a GPU, which has no such step, got {given}: search on the cpu")
     start = time.perf_counter()
     with chosen_backend(backend):
         if seeds is not None:
@@ -183,15 +186,11 @@ def search(
 
 
 def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or "cpu")
-    except (RuntimeError, TypeError):
-        raise UsageError(f"device: expected cpu or cuda, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
+    if name not in (None, "cpu", "cuda"):
         raise UsageError(f"device: expected cpu or cuda, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device: {name!r} was asked for, and torch finds no GPU here")
-    return device
+    return torch.device(name or "cpu")
 
 
 @contextmanager

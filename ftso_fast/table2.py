@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from .errors import DataError
 from .nats import Architecture
 from .nats_search import NatsResult
 from .nats_table import DATASETS, Entry, Table, spearman
@@ -122,6 +123,10 @@ def _entry(entry: Entry) -> dict[str, Any]:
 def find_rows(table: Table) -> tuple[Found, ...]:
     """The entry nearest to each row of the paper."""
     found = []
+    if len(table.entries) < 2:
+        raise DataError(
+            f"{table.path}: expected at least 2 rows to compare the paper's with, got {len(table.entries)}."
+        )
     for row, printed in ROWS.items():
         off = {
             e.index: sum(abs(e.test[d] - value) for d, value in zip(DATASETS, printed, strict=True))
@@ -138,7 +143,7 @@ def baselines(table: Table, seeds: int) -> tuple[Group, ...]:
     for seed in range(seeds):
         drawn = random.Random(seed).sample(table.entries, min(DRAWS, len(table.entries)))
         one.append(drawn[0])
-        if all(e.valid for e in drawn):
+        if all("cifar10" in e.valid for e in drawn):
             ten.append(max(drawn, key=lambda e: e.valid["cifar10"]))
     groups = [Group("random architecture", tuple(one))]
     if ten:

@@ -50,7 +50,7 @@ def _early(phase: Phase) -> str:
 
 def _headline(result: SearchResult) -> str:
     phases = [phase for phase in (result.topology_search, result.operator_search) if phase is not None]
-    ran = " then ".join(dict.fromkeys(f"cpu/{result.isa}" if p.kernel_calls else p.backend for p in phases))
+    ran = " then ".join(dict.fromkeys(f"cpu/{result.isa}" if p.backend == "cpu" else p.backend for p in phases))
     operators = "" if result.operators in ("skip", "all") else f", operators {result.operators}"
     setting = f"{result.seconds['total']:.2f} s on {ran} (seed {result.seed}, k {result.k}{operators})"
     count = _counted(result.iterations, "iteration")
@@ -82,7 +82,8 @@ def _trust(result: SearchResult) -> str:
     if result.beta_init == "zeros" and operators is None:
         return (
             "Margins are in units of the learning rate. All edges started alike (beta_init zeros), which is not the "
-            "paper's way: equal betas went to the stronger gradient."
+            "paper's way: equal betas went to the stronger gradient. Other weights to start from give another answer: "
+            "compare seeds."
         )
     phases = [result.topology_search, *([operators] if operators else [])]
     short = [phase for phase in phases if phase.iterations * result.config.arch_lr < 5 * SPREAD]

@@ -8,7 +8,8 @@ import torch
 from . import testing
 from ._backend import backends, use_backend
 
-ON = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+ON = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+"""By device, the backends that have kernels of the table's operations."""
 
 
 class Checked(NamedTuple):
