@@ -114,14 +114,14 @@ def search(
     k: 1/k of the channels are processed (default: the method's; 1: DARTS). classes: found in the data where not given.
     seed: decides everything random. seeds: so many searches instead of one, with seeds from `seed` on, each the
     same as alone, byte for byte; they share reading and memory, and torchrun's processes; returned is their
-    `Stability`. beta_init: 'random' as the paper, or 'zeros', which starts all edges alike, so that
-    their start decides nothing: the first step is a vote of signs, whose ties the raw gradient breaks. early_stop:
-    pc-darts and darts in epochs: DARTS-ES, which goes back where the loss' dominant eigenvalue grows. backend: one of `kernels.BACKENDS`,
-    which then runs or raises; None: the fastest that can. device: "cpu" (the default) or "cuda", where a step is a
-    CUDA graph after its first two. precision: one of `kernels.PRECISIONS`; other than float32 it needs the cpu
-    backend and a skip-only topology search, is for long searches (one iteration follows the gradient's sign only),
-    and the result says what it did to the first gradient. config: default: the method's own, its warm-up cut to end
-    before a short search does.
+    `Stability`. beta_init: 'random' as the paper, or 'zeros', which starts all edges alike, so that their start
+    decides nothing: the first step is a vote of signs, whose ties the raw gradient breaks. early_stop: pc-darts and
+    darts in epochs: DARTS-ES, which goes back where the loss' dominant eigenvalue grows. backend: one of
+    `kernels.BACKENDS`, which then runs or raises; None: the fastest that can. device: "cpu" (the default) or
+    "cuda", where a step is a CUDA graph after its first two. precision: one of `kernels.PRECISIONS`; other than
+    float32 it needs the cpu backend and a skip-only topology search, is for long searches (one iteration follows
+    the gradient's sign only), and the result says what it did to the first gradient. config: default: the method's
+    own, its warm-up cut to end before a short search does.
     progress: called with (iterations done, iterations in all or None).
 
     The architecture step comes first and takes one batch of the architecture half; then the weight step, one of
