@@ -141,6 +141,19 @@ class Genotype:
         """One line of JSON that begins with the schema's name and version."""
         return json.dumps({"schema": SCHEMA, **self.to_dict()})
 
+    def params(self, **network: Any) -> int:
+        """Parameters of the network that is trained with this genotype, auxiliary head not counted unless asked for;
+        keywords and UsageError as in `size.network_size`: channels=36, cells=20, classes=10, stem="cifar"."""
+        from .size import network_size
+
+        return network_size(self, **network)[0]
+
+    def macs(self, **network: Any) -> int:
+        """Multiply-adds of its convolutions and classifier for one image; keywords as for `params`, and size."""
+        from .size import network_size
+
+        return network_size(self, **network)[1]
+
     def __repr__(self) -> str:
         return f"Genotype({', '.join(f'{name}={list(getattr(self, name))}' for name in _FIELDS)})"
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ftso_fast import Genotype, NumericalError, kernels
+from ftso_fast.published import PUBLISHED
 
 search_module = importlib.import_module("ftso_fast.search")
 
@@ -326,6 +327,7 @@ def test_draw(run, tmp_path):
         source.write_text(content)
         assert run("draw", source) == (0, out, "")
     assert run("draw", Genotype.read(GENOTYPE).to_json()) == (0, out, "")
+    assert run("draw", "PDARTS")[1] == run("draw", repr(PUBLISHED["PDARTS"]))[1] != out
     _, titled, _ = run("draw", GENOTYPE, "--title", "A & B")
     assert "A &amp; B" in titled
 

@@ -35,6 +35,8 @@ TORCH_FREE = {
     "text_stability",
     "draw_stability",
     "nats",
+    "published",
+    "size",
 }
 
 
