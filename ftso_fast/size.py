@@ -50,34 +50,34 @@ def network_size(
 def _parts(
     genotype: Genotype, channels: int, cells: int, classes: int, stem: Stem, size: int, auxiliary: bool
 ) -> Iterator[Counts]:
-    """One entry a module, input first. A state before the cell is (channels, height)."""
+    """One entry a module, input first. before, now: the channels of the two states that a cell reads; at: their height,
+    once the older one is halved where it is larger."""
     if stem == "cifar":
         wide = STEM_MULTIPLIER * channels
         yield _conv(3, wide, 9, size, size)
-        before = now = (wide, size)
+        before, now, at = wide, wide, size
     else:
         quarter = _half(_half(size))
         yield _conv(3, channels // 2, 9, _half(size), _half(size))
         yield _conv(channels // 2, channels, 9, quarter, quarter)
         yield _conv(channels, channels, 9, _half(quarter), _half(quarter))
-        before, now = (channels, quarter), (channels, _half(quarter))
+        before, now, at = channels, channels, _half(quarter)
     C = channels
     for i in range(cells):
         reduction = i in (cells // 3, 2 * cells // 3)
         C *= 2 if reduction else 1
-        at = now[1]
-        yield _conv(before[0], C, 1, at, at)  # after a reduction a FactorizedReduce, whose product is the same
-        yield _conv(now[0], C, 1, at, at)
+        yield _conv(before, C, 1, at, at)  # after a reduction a FactorizedReduce, whose product is the same
+        yield _conv(now, C, 1, at, at)
         below = _half(at) if reduction else at
         edges = genotype.reduce if reduction else genotype.normal
         for op, state in edges:
             strided = reduction and state < 2
             yield _operator(op, C, strided, at if strided else below, below)
         concat = genotype.reduce_concat if reduction else genotype.normal_concat
-        before, now = now, (C * len(concat), below)
+        before, now, at = now, C * len(concat), below
         if auxiliary and i == 2 * cells // 3:
-            yield _auxiliary(now[0], classes, second_norm=stem == "cifar")
-    yield now[0] * classes + classes, now[0] * classes
+            yield _auxiliary(now, classes, second_norm=stem == "cifar")
+    yield now * classes + classes, now * classes
 
 
 def _half(size: int) -> int:
