@@ -30,8 +30,10 @@ def relu_conv_bn(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor] 
 def factorized_reduce(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor] = (), stride: int = 2) -> Tensor:
     """ReLU, two 1x1 convolutions of stride 2, the second one pixel down and right, side by side; batch norm."""
     x = x.relu()
-    halves = F.conv2d(x, weights[0], stride=stride), F.conv2d(x[:, :, 1:, 1:], weights[1], stride=stride)
-    return batch_norm(torch.cat(halves, 1), affine)
+    # Not by conv2d's stride: oneDNN's gradient of such weights writes past its memory where channels lie last and are
+    # few (oneDNN issue 6035).
+    even, odd = x[:, :, ::stride, ::stride], x[:, :, 1::stride, 1::stride]
+    return batch_norm(torch.cat((F.conv2d(even, weights[0]), F.conv2d(odd, weights[1])), 1), affine)
 
 
 def skip_connect(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor] = (), stride: int = 1) -> Tensor:
