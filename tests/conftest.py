@@ -89,8 +89,17 @@ def wrap_net(monkeypatch):
     kernels.release_memory()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker of pytest-xdist has ended: what it ran counts for the whole."""
+    _isas_run.update(getattr(node, "workeroutput", {}).get("isas", ()))
+
+
 def pytest_sessionfinish(session, exitstatus):
     config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["isas"] = sorted(_isas_run)
+        return
     whole = config.args_source != config.ArgsSource.ARGS and not config.option.keyword and not config.option.lf
     if whole and exitstatus == 0 and (missed := set(machine_isas()) - _isas_run):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
