@@ -31,13 +31,14 @@ What each operation costs beside the same in plain PyTorch. Made by `benchmarks/
 
 A ratio is the fastest peer's time over ours; below 1, in bold, ours loses. Peers: eager NCHW, eager channels_last (the
 gradients of its outputs in that format too) and, in the long form, torch.compile. "kept": glibc told to keep its
-memory, for both sides; "default": glibc as it is, for both sides. Training mode, float32; equality with the reference
-is checked before the stopwatch starts. ms: the median, memory kept; (n): repetitions."""
+memory, for both sides; "default": glibc as it is, for both sides. Training mode, but for inference: batch norm folded
+into the weights, for both sides (1.5 asked for at 36@32x32, 1 elsewhere). float32; equality with the reference is
+checked before the stopwatch starts. ms: the median, memory kept; (n): repetitions."""
 
 
 def parsed(piece: str) -> dict[str, Any] | None:
     """Operator, sizes and direction of an operation's piece; None where the piece is a search's."""
-    found = re.fullmatch(r"(\w+)-(\d+)x(\d+)x(\d+)x(\d+)(?:-k\d+)? (forward(?:\+backward)?)", piece)
+    found = re.fullmatch(r"(\w+)-(\d+)x(\d+)x(\d+)x(\d+)(?:-k\d+)? (forward(?:\+backward)?|inference)", piece)
     if not found:
         return None
     name, *sizes, direction = found.groups()

@@ -13,7 +13,7 @@ import torch
 from arm import ALL_OPERATORS, PC_DARTS, Iteration, batches, traced
 from ftso_fast.kernels import testing
 from measure import assert_equal, running
-from operations import operation_calls
+from operations import directions, operation_calls
 from torch.utils.flop_counter import FlopCounterMode
 
 from ftso_fast import CIFAR10, kernels
@@ -95,8 +95,23 @@ def test_arms_compute_the_same_operation(op, arm):
         assert found[0].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("op", ["sep_conv", "dil_conv"])
+def test_arms_infer_the_same(op):
+    case = next(c for c in testing.OPERATIONS[op].cases if not c.affine and not c.view and c.C_out == 0)
+    tensors = testing.OPERATIONS[op].inputs(case, 0)
+    found = {}
+    for arm in ("eager", "channels_last", "cpu"):
+        with running(arm):
+            found[arm] = operation_calls(arm, case, tensors)["inference"]()
+    torch.testing.assert_close(found["cpu"], found["eager"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["channels_last"], found["eager"], rtol=1e-4, atol=1e-5)
+    timed = [case for case in testing.BENCHMARKS if case.op == op and "inference" in directions(case)]
+    assert {(c.C, c.H) for c in timed} == {(36, 32), (72, 16), (144, 8)}
+
+
 def test_every_case_is_a_row_of_the_page():
-    assert all(operations_table.parsed(f"{case} forward") for case in testing.BENCHMARKS)
+    calls = [f"{case} {direction}" for case in testing.BENCHMARKS for direction in directions(case)]
+    assert all(operations_table.parsed(call) for call in calls)
     assert operations_table.parsed("PC-DARTS iteration") is None
     assert operations_table.parsed("sep_conv_3x3-96x36x32x16 forward+backward") == {
         "operator": "sep_conv_3x3",
