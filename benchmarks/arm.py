@@ -21,6 +21,7 @@ from ftso_fast.kernels import trace
 from measure import NETWORK, Calls, Found, Values, memory_mb, repeat, running, sample, seconds_of
 from numpy.typing import NDArray
 from operations import operations
+from training import inference, training
 
 from ftso_fast import CIFAR10, DARTS, PC_DARTS_CIFAR10, PRESETS, PRIMITIVES, SearchConfig, SearchSpace, SuperNet, search
 from ftso_fast.batch import Batch
@@ -176,6 +177,8 @@ WORKS = {
     "PC-DARTS": pc_darts,
     "search": fresh_search,
     "epoch": epoch,
+    "training": training,
+    "inference": inference,
 }
 
 if __name__ == "__main__":

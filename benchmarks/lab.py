@@ -19,6 +19,7 @@ import arm as arms
 import measure
 import stages
 import torch
+import training as trainings
 from ftso_fast.kernels import testing
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,11 +30,12 @@ LONG = os.environ.get("FTSO_BENCH") == "long"
 THREADS = (1, 2) if LONG else (torch.get_num_threads(),)
 PEERS = ("eager", "channels_last", "compile") if LONG else ("eager", "channels_last")
 OURS = f"cpu/{kernels.isa()}"
-COLD = ("first iteration", "search 1it", "PC-DARTS first iteration")
+COLD = ("first iteration", "search 1it", "PC-DARTS first iteration", "first training step")
 """Timed once in a process, as the first thing that it does after import, with the memory that it takes."""
 
 LONGEST = 600
-"""Seconds after which torch.compile of PC-DARTS' network is left out, and the results say so."""
+LARGE = {"PC-DARTS": "PC-DARTS' network", "training": "the network that is trained", "inference": "its inference"}
+"""Seconds after which torch.compile of these works is left out, and the results say so."""
 
 _told = [0.0]
 
@@ -83,6 +85,17 @@ def flops() -> dict[str, float]:
     found = _flops_of_steps(arms.CIFAR10, arms.DARTS)
     total = found["iteration"]
     return found | {"iteration, batch 64": total * 64 / arms.BATCH, "search 1it": found["architecture step"]}
+
+
+@cache
+def network_flops() -> dict[str, float]:
+    """The same of a step of training, and of inference."""
+    n = 2
+    with measure.running("eager"), FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
+        trainings.Training("eager", n).step()
+    found = counter.get_total_flops() * trainings.BATCH / n
+    inference = 2 * trainings.GENOTYPE.macs() * trainings.BATCH
+    return {"training step": found, "first training step": found, "network inference": inference}
 
 
 @cache
@@ -143,7 +156,7 @@ class Lab:
             if found[1] < 1.6 * found[0]:
                 self.warnings.append(f"two threads multiply only {found[1] / found[0]:.2f} times as fast as one")
         self.measured = cache(self._measured)
-        self.in_time: bool | None = None
+        self.in_time: dict[str, bool] = {}
 
     def rates(self, threads: int) -> dict[str, float]:
         return self.sections["rates"].setdefault(f"{threads} threads", rates(threads))
@@ -177,7 +190,7 @@ class Lab:
         found: dict[str, Any] = {}
         for _ in range(processes(work, arm, threads)):
             command = (sys.executable, HERE / "arm.py", work, arm, threads, *values)
-            longest = LONGEST if (work, arm) == ("PC-DARTS", "compile") else None
+            longest = LONGEST if arm == "compile" and work in LARGE else None
             output = self.run(*command, memory=memory, longest=longest)
             one = json.loads(output.splitlines()[-1])
             seconds = found.get("seconds", {})
@@ -186,16 +199,16 @@ class Lab:
 
     def compiles(self, work: str, threads: int) -> bool:
         """Whether torch.compile is a peer in this work: not in a search from cold, nor where it takes too long."""
-        if work != "PC-DARTS":
+        if work not in LARGE:
             return work != "search"
-        if self.in_time is None:
+        if work not in self.in_time:
             try:
                 self.measured(work, "compile", "default", threads)
-                self.in_time = True
+                self.in_time[work] = True
             except subprocess.TimeoutExpired:
-                self.warnings.append(f"torch.compile needs more than {LONGEST} s for PC-DARTS' network: left out")
-                self.in_time = False
-        return self.in_time
+                self.warnings.append(f"torch.compile needs more than {LONGEST} s for {LARGE[work]}: left out")
+                self.in_time[work] = False
+        return self.in_time[work]
 
     def peers(self, work: str, piece: str, memory: str, threads: int) -> dict[str, dict[str, Any]]:
         """What every peer took that has this piece; `first s`: torch.compile's first iteration, which compiles."""

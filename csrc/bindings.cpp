@@ -76,11 +76,12 @@ using View = std::tuple<uintptr_t, int64_t, int64_t>;
 ftso::Planes planes(const View& view) { return {at<float>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)}; }
 
 ftso::Node::Call node_call(const std::vector<View>& inputs, uintptr_t edge_weights, uintptr_t operator_weights,
-                           const Addresses& weights, const Addresses& affine, const View& node, uintptr_t saved,
-                           uintptr_t work, int threads) {
+                           uintptr_t image_weights, const Addresses& weights, const Addresses& affine, const View& node,
+                           uintptr_t saved, uintptr_t work, int threads) {
   ftso::Node::Call call{{},
                         at<const float>(edge_weights),
                         at<const float>(operator_weights),
+                        at<const float>(image_weights),
                         {},
                         {},
                         planes(node),
@@ -106,18 +107,20 @@ void bind_node(py::module_& m) {
       .def("work_floats", &Node::work_floats)
       .def("forward",
            [](const Node& n, const std::vector<View>& inputs, uintptr_t edge_weights, uintptr_t operator_weights,
-              const Addresses& weights, const Addresses& affine, const View& node, uintptr_t saved, int threads) {
-             const auto call =
-                 node_call(inputs, edge_weights, operator_weights, weights, affine, node, saved, 0, threads);
+              uintptr_t image_weights, const Addresses& weights, const Addresses& affine, const View& node,
+              uintptr_t saved, int threads) {
+             const auto call = node_call(inputs, edge_weights, operator_weights, image_weights, weights, affine, node,
+                                         saved, 0, threads);
              counted("partial_mix_fwd", [&] { return n.forward(call); });
            })
       .def("backward", [](const Node& n, const std::vector<View>& inputs, uintptr_t edge_weights,
-                          uintptr_t operator_weights, const Addresses& weights, const Addresses& affine,
-                          const View& grad, uintptr_t saved, uintptr_t work, const std::vector<View>& d_inputs,
-                          uintptr_t d_edge_weights, uintptr_t d_operator_weights, const Addresses& d_weights,
-                          const Addresses& d_affine, const std::vector<bool>& add, int threads) {
-        const auto call =
-            node_call(inputs, edge_weights, operator_weights, weights, affine, grad, saved, work, threads);
+                          uintptr_t operator_weights, uintptr_t image_weights, const Addresses& weights,
+                          const Addresses& affine, const View& grad, uintptr_t saved, uintptr_t work,
+                          const std::vector<View>& d_inputs, uintptr_t d_edge_weights, uintptr_t d_operator_weights,
+                          const Addresses& d_weights, const Addresses& d_affine, const std::vector<bool>& add,
+                          int threads) {
+        const auto call = node_call(inputs, edge_weights, operator_weights, image_weights, weights, affine, grad, saved,
+                                    work, threads);
         Node::Gradients gradients{
             {}, at<float>(d_edge_weights), at<float>(d_operator_weights), pointers(d_weights), pointers(d_affine), add};
         for (const View& view : d_inputs) gradients.inputs.push_back(planes(view));

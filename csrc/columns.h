@@ -206,16 +206,21 @@ template <bool PAIR>
 FTSO_APART void put_dy(const BlockStep& s, Images group, int64_t b, int64_t c, float* out) {
   const float *g = s.g.at + b * s.g.image + c * s.g.channel, *y = s.y.at + b * s.y.image + c * s.y.channel;
   const Vec be = set1(s.be[c]), ga = set1(s.ga[c]), center = set1(-s.center[c]);
+  const Vec weight = set1(s.image_weights ? s.image_weights[b] : 1);
   constexpr int64_t kUnit = PAIR ? 2 : 1;
   const int64_t next_g = ahead_of(s.g, b, group, kUnit), next_y = ahead_of(s.y, b, group, kUnit);
   if constexpr (PAIR) {
     const bool second = b + 1 < group.b + group.n;
     const int64_t other_g = second ? s.g.image : 0, other_y = second ? s.y.image : 0;
+    float both[kLanes];
+    store(both, weight);
+    for (int64_t i = 8; second && s.image_weights && i < kLanes; ++i) both[i] = s.image_weights[b + 1];
+    const Vec weights = load(both);
     for (int64_t r = 0; r < 8; ++r) {
       prefetch(g + 8 * r + next_g), prefetch(y + 8 * r + next_y);
       prefetch(g + other_g + 8 * r + next_g), prefetch(y + other_y + 8 * r + next_y);
       const Vec hat = add(Pair::row(y, other_y, r, second), center);
-      store(out + 16 * r, Pair::there(second, add(Pair::row(g, other_g, r, second), fma(hat, be, ga))));
+      store(out + 16 * r, Pair::there(second, fma(Pair::row(g, other_g, r, second), weights, fma(hat, be, ga))));
     }
     return;
   }
@@ -223,11 +228,11 @@ FTSO_APART void put_dy(const BlockStep& s, Images group, int64_t b, int64_t c, f
   int64_t p = 0;
   for (; p + kLanes <= n; p += kLanes) {
     prefetch(g + p + next_g), prefetch(y + p + next_y);
-    store(out + p, add(load(g + p), fma(add(load(y + p), center), be, ga)));
+    store(out + p, fma(load(g + p), weight, fma(add(load(y + p), center), be, ga)));
   }
   if (p < n) {
     const Tail t = tail(n - p);
-    store(out + p, keep(t, add(load(g + p, t), fma(add(load(y + p, t), center), be, ga))));
+    store(out + p, keep(t, fma(load(g + p, t), weight, fma(add(load(y + p, t), center), be, ga))));
   }
 }
 

@@ -17,15 +17,19 @@ class Node {
     int stride;
   };
   // C channels a state of which C/k are processed; an operator has N of them behind it (C/k, or stand-alone any).
+  // operators: as many for each edge, edge after edge.
   struct Spec {
     int64_t B, C, N, k;
     std::vector<int> operators;
     std::vector<Input> inputs;
+    int n_operators() const { return static_cast<int>(operators.size() / inputs.size()); }
   };
-  // One call. affine: weight and bias of every batch norm, or empty. Gradients that nobody wants are null or empty.
+  // One call. affine: weight and bias of every batch norm, or empty. image_weights: [edges][B], what each image's
+  // result of an edge's operators is multiplied with, pools and identities excepted; null: nothing. Gradients that
+  // nobody wants are null or empty.
   struct Call {
     std::vector<Planes> inputs;
-    const float *edge_weights, *operator_weights;
+    const float *edge_weights, *operator_weights, *image_weights;
     std::vector<const float*> weights, affine;
     Planes node;  // backward: its gradient
     float *saved, *work;
@@ -72,6 +76,9 @@ class Node {
   int64_t pixels() const { return H_ * W_; }
   double count() const { return static_cast<double>(spec_.B * pixels()); }
   Planes raw(const Call& call, const Norm& n, int64_t first = 0) const;
+  const float* image_weights(const Call& call, int edge) const {
+    return call.image_weights ? call.image_weights + edge * spec_.B : nullptr;
+  }
   BlockStep step(const Call& call, const Block& b) const;
   PoolStep step(const Call& call, const Pools& p, const std::vector<float>& inverse) const;
   std::vector<float> inverse(int edge) const;

@@ -125,11 +125,16 @@ const char* mix_fwd(const MixStep& s, int64_t chunk, float* scratch) {
   float *weight = scratch + 2 * rounded_up(n, kLanes), *pooled = weight + rounded_up(n, kLanes);
   every_image(s.B, chunk, [&](int64_t b) {
     for (int64_t c = 0; c < s.C; ++c) {
+      float base = 0;
       for (int i = 0; i < s.n_sources; ++i) {
-        from[i] = plane(s.sources[i].y, b, c);
-        weight[i] = s.sources[i].coefficient[c];
+        const MixSource& m = s.sources[i];
+        from[i] = plane(m.y, b, c);
+        weight[i] = m.coefficient[c];
+        float shift = m.shift ? m.shift[c] : 0;
+        if (m.image_weights) weight[i] *= m.image_weights[b], shift *= m.image_weights[b];
+        base += shift;
       }
-      add_up_plane(from, weight, s.n_sources, s.base[c], plane(s.node, b, c * s.k), Q);
+      add_up_plane(from, weight, s.n_sources, base, plane(s.node, b, c * s.k), Q);
       for (int64_t group = 1; group < s.k; ++group) {
         for (int i = 0; i < s.n_edges; ++i) {
           const MixEdge& e = s.edges[i];
@@ -154,7 +159,10 @@ const char* mix_bwd(const MixStep& s, int64_t chunk, float*) {
   const int64_t Q = s.H * s.W;
   for (int64_t c = 0; c < s.C; ++c) s.sums[chunk * s.C + c] = 0;
   for (int i = 0; i < s.n_sources; ++i)
-    for (int64_t c = 0; c < s.C; ++c) s.sources[i].dots[chunk * s.C + c] = 0;
+    for (int64_t c = 0; c < s.C; ++c) {
+      s.sources[i].dots[chunk * s.C + c] = 0;
+      if (s.sources[i].sums) s.sources[i].sums[chunk * s.C + c] = 0;
+    }
   for (int i = 0; i < s.n_edges; ++i) s.edges[i].dots[chunk] = 0;
   every_image(s.B, chunk, [&](int64_t b) {
     for (int i = 0; i < s.n_edges; ++i)
@@ -162,10 +170,14 @@ const char* mix_bwd(const MixStep& s, int64_t chunk, float*) {
         for (int64_t c = 0; c < e.C; ++c) clear_plane(plane(e.gx, b, c), e.H * e.W);
     for (int64_t c = 0; c < s.C; ++c) {
       const float* g = plane(s.node, b, c * s.k);
-      s.sums[chunk * s.C + c] += sum_of_plane(g, Q);
+      const double sum = sum_of_plane(g, Q);
+      s.sums[chunk * s.C + c] += sum;
       for (int i = 0; i < s.n_sources; ++i) {
         const MixSource& m = s.sources[i];
-        m.dots[chunk * s.C + c] += dot_of_planes(g, plane(m.y, b, c), m.center ? m.center[c] : 0, Q);
+        const double weight = m.image_weights ? m.image_weights[b] : 1;
+        if (m.sums) m.sums[chunk * s.C + c] += weight * sum;
+        if (weight != 0)
+          m.dots[chunk * s.C + c] += weight * dot_of_planes(g, plane(m.y, b, c), m.center ? m.center[c] : 0, Q);
       }
       for (int i = 0; i < s.n_edges; ++i) {
         const MixEdge& e = s.edges[i];

@@ -13,7 +13,7 @@ Node::Node(const Spec& spec) : spec_(spec) {
   H_ = (first.H + first.stride - 1) / first.stride, W_ = (first.W + first.stride - 1) / first.stride;
   for (int e = 0; e < static_cast<int>(spec_.inputs.size()); ++e) {
     pools_.push_back({e, -1, -1});
-    for (int o = 0; o < static_cast<int>(spec_.operators.size()); ++o) plan_operator(e, o, n_weights_);
+    for (int o = 0; o < spec_.n_operators(); ++o) plan_operator(e, o, n_weights_);
     if (pools_.back().max < 0 && pools_.back().mean < 0) pools_.pop_back();
   }
 }
@@ -42,7 +42,7 @@ void Node::block(int edge, int K, int S, int D, int from, int to, int64_t first,
 
 void Node::plan_operator(int edge, int op, int& weight) {
   const int64_t C = spec_.C / spec_.k, N = spec_.N;
-  const int S = spec_.inputs[edge].stride, kind = spec_.operators[op];
+  const int S = spec_.inputs[edge].stride, kind = spec_.operators[edge * spec_.n_operators() + op];
   switch (kind) {
     case kNone:
       break;

@@ -144,26 +144,28 @@ struct Node::Mixed {
   std::vector<MixSource> sources;
   std::vector<MixEdge> edges;
   std::vector<int> norms, of_edge, of_op;
-  std::vector<Aligned<float>> coefficients;
-  std::vector<Aligned<double>> dots, edge_dots;
-  Aligned<float> base;
+  std::vector<Aligned<float>> coefficients, shifts;
+  std::vector<Aligned<double>> own_sums, dots, edge_dots;
   Aligned<double> sums;
   MixStep step{};
 
   Mixed(const Node& node, const Call& call, const Coefficients& found, const Gradients* gradients)
-      : base(node.spec_.N), sums(kChunks * node.spec_.N) {
+      : sums(kChunks * node.spec_.N) {
     const Spec& spec = node.spec_;
-    const int n_ops = static_cast<int>(spec.operators.size());
+    const int n_ops = spec.n_operators();
     const auto add = [&](int norm, int edge, int op, Planes y) {
       norms.push_back(norm), of_edge.push_back(edge), of_op.push_back(op);
-      coefficients.emplace_back(spec.N), dots.emplace_back(kChunks * spec.N);
+      coefficients.emplace_back(spec.N), shifts.emplace_back(spec.N), dots.emplace_back(kChunks * spec.N);
       const double weight = weight_of(call, edge, n_ops, op);
       for (int64_t c = 0; c < spec.N; ++c) {
         coefficients.back()[c] = static_cast<float>(weight * (norm < 0 ? 1 : found.of[norm].scale[c]));
-        if (norm >= 0) base[c] += static_cast<float>(weight * found.of[norm].shift[c]);
+        if (norm >= 0) shifts.back()[c] = static_cast<float>(weight * found.of[norm].shift[c]);
       }
       const float* center = norm < 0 ? nullptr : found.of[norm].center.data();
-      sources.push_back({y, coefficients.back().data(), center, dots.back().data()});
+      const float* of_images = norm < 0 ? nullptr : node.image_weights(call, edge);
+      own_sums.emplace_back(of_images ? kChunks * spec.N : 0);
+      sources.push_back({y, coefficients.back().data(), shifts.back().data(), of_images, center,
+                         of_images ? own_sums.back().data() : nullptr, dots.back().data()});
     };
     for (size_t i = 0; i < node.norms_.size(); ++i)
       if (!node.inner(i))
@@ -172,7 +174,7 @@ struct Node::Mixed {
       const Input& in = spec.inputs[e];
       float skip = 0;
       for (int o = 0; o < n_ops; ++o)
-        if (spec.operators[o] == kSkip && in.stride == 1) {
+        if (spec.operators[e * n_ops + o] == kSkip && in.stride == 1) {
           add(-1, e, o, call.inputs[e]);
           skip = static_cast<float>(weight_of(call, e, n_ops, o));
         }
@@ -193,7 +195,6 @@ struct Node::Mixed {
             static_cast<int>(edges.size()),
             sources.data(),
             edges.data(),
-            base.data(),
             call.node,
             sums.data()};
   }
@@ -268,6 +269,7 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
     BlockStep s = step(call, b);
     Coefficients::Of& behind = found.of[b.to];
     s.be = behind.be.data() + b.first, s.ga = behind.ga.data() + b.first;
+    s.image_weights = inner(b.to) ? nullptr : image_weights(call, b.edge);
     s.center = behind.center.data() + b.first;
     s.g = inner(b.to) ? inner_gradient(call, b.to) : processed_gradient(call);
     s.g.at += b.first * s.g.channel;
@@ -307,7 +309,7 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
 
 // The gradients of the weights of edges and operators, and what the outer batch norms need.
 void Node::finish_mixed(const Call& call, const Mixed& mixed, Coefficients& found, const Gradients& gradients) const {
-  const int n_ops = static_cast<int>(spec_.operators.size());
+  const int n_ops = spec_.n_operators();
   const int64_t N = spec_.N;
   std::vector<double> edges(spec_.inputs.size());
   for (size_t e = 0; e < edges.size(); ++e) edges[e] = over_chunks(mixed.edge_dots[e].data(), 1, 0);
@@ -316,7 +318,7 @@ void Node::finish_mixed(const Call& call, const Mixed& mixed, Coefficients& foun
     const int norm = mixed.norms[s], e = mixed.of_edge[s], o = mixed.of_op[s];
     double dot = 0;
     for (int64_t c = 0; c < N; ++c) {
-      const double sum = over_chunks(mixed.sums.data(), N, c);
+      const double sum = over_chunks(mixed.sources[s].sums ? mixed.sources[s].sums : mixed.sums.data(), N, c);
       double q = over_chunks(mixed.dots[s].data(), N, c);
       if (norm >= 0) {
         q = found.finish_backward(norm, c, Mixed::weight_of(call, e, n_ops, o), sum, q, gradients);

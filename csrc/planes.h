@@ -26,6 +26,7 @@ struct BlockStep {
   double* sums;       // null: not wanted
   int64_t ld_sums;
   Planes g;
+  const float* image_weights;  // [B], what g is multiplied with; null: nothing
   const float *be, *ga, *center;
   // the gradient for x, before `scale`: added to gx or written; null: not wanted. gx_sums: of it, and of it times
   // x - center_x, 2*C doubles a chunk; null: not wanted.
@@ -50,12 +51,13 @@ struct PoolStep {
   Planes g, gx;  // the gradient is added to gx
 };
 
-// What a node adds up on its processed channels: y * coefficient[c].
+// What a node adds up on its processed channels: (y * coefficient[c] + shift[c]) * image_weights[b].
 struct MixSource {
   Planes y;
-  const float* coefficient;  // [C]
-  const float* center;       // [C], backward: dots are with y - center; null: with y
-  double* dots;              // C a chunk
+  const float *coefficient, *shift;  // [C]; shift null: 0
+  const float* image_weights;        // [B]; null: 1
+  const float* center;               // [C], backward: dots are with y - center; null: with y
+  double *sums, *dots;               // C a chunk: of image_weights * g (null: `MixStep::sums` are they), and its dots
 };
 
 // What an edge adds on the channels that bypass its operators, and its gradient.
@@ -72,13 +74,12 @@ struct MixEdge {
   double* dots;  // one a chunk
 };
 
-// node[c * k] = base[c] + sum of sources, node[c * k + g] = sum of edges' channel (g - 1) * C + c, g = 1..k-1.
+// node[c * k] = sum of sources, node[c * k + g] = sum of edges' channel (g - 1) * C + c, g = 1..k-1.
 struct MixStep {
   int64_t B, C, k, H, W;  // C: processed channels
   int n_sources, n_edges;
   const MixSource* sources;
   const MixEdge* edges;
-  const float* base;
   Planes node;   // backward: its gradient
   double* sums;  // of the gradient on the processed channels: C a chunk
 };

@@ -3,6 +3,7 @@
 from .config import CIFAR10, CIFAR10_BATCH64, DARTS_CIFAR10, IMAGENET, PC_DARTS_CIFAR10, PRESETS, SearchConfig
 from .errors import DataError, NumericalError, UsageError
 from .genotype import PRIMITIVES, Genotype
+from .network import Network
 from .result import SearchResult
 from .search import search
 from .space import DARTS, OPERATOR_SETS, SearchSpace
@@ -21,6 +22,7 @@ __all__ = [
     "PRIMITIVES",
     "DataError",
     "Genotype",
+    "Network",
     "NumericalError",
     "SearchConfig",
     "SearchResult",

@@ -69,15 +69,15 @@ class NatsCell(nn.Module):
 class Residual(nn.Module):
     """ResNet's basic block between stages, halving the image: (B, c_in, H, W) -> (B, c_out, H/2, W/2)."""
 
-    def __init__(self, c_in: int, c_out: int) -> None:
+    def __init__(self, c_in: int, c_out: int, running: bool = False) -> None:
         super().__init__()
         self.main = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(c_in, c_out, 3, 2, 1, bias=False),
-            batch_norm(c_out, affine=True),
+            batch_norm(c_out, True, running),
             nn.ReLU(),
             nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False),
-            batch_norm(c_out, affine=True),
+            batch_norm(c_out, True, running),
         )
         self.side = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(c_in, c_out, 1, bias=False))
 

@@ -1,4 +1,9 @@
-"""Operators of a cell as modules: parameters in the order and shapes of DARTS and PC-DARTS, arithmetic in `kernels`."""
+"""Operators of a cell as modules: parameters in the order and shapes of DARTS and PC-DARTS, arithmetic in `kernels`.
+
+A search's operators (affine=False) normalise by the batch at hand, always. Those of a network that is trained for
+accuracy (affine=True) have weight, bias and running statistics; where it is tested, batch norms are folded into the
+convolutions, unless a gradient is asked for or the reference backend is: then they are their plain PyTorch parts.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -10,20 +15,79 @@ from .errors import UsageError
 from .genotype import PRIMITIVES
 
 
-def batch_norm(channels: int, affine: bool = False) -> nn.BatchNorm2d:
-    """Batch norm on the statistics of the batch at hand: the search never leaves training mode."""
-    return nn.BatchNorm2d(channels, affine=affine, track_running_stats=False)
+def batch_norm(channels: int, affine: bool = False, running: bool = False) -> nn.BatchNorm2d:
+    """Batch norm; without running statistics it is on those of the batch at hand, in evaluation mode too."""
+    return nn.BatchNorm2d(channels, affine=affine, track_running_stats=running)
 
 
-class ReLUConvBN(nn.Sequential):
+class Fused(nn.Sequential):
+    """ReLUs, convolutions and batch norms in a row, computed as one operation; `stride` is the first convolution's."""
+
+    operation: Callable[..., Tensor]
+
+    def __init__(self, *parts: nn.Module, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__(*parts)
+        self.stride, self.dilation = stride, dilation
+        self._folded: tuple[object, list[Tensor], list[Tensor]] = None, [], []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tested(self, self[-1]):
+            if plainly(self, x):
+                return super().forward(x)
+            return kernels.folded_conv(x, *self.folded(), self.stride, self.dilation)
+        weights, affine, running = parts(self)
+        return type(self).operation(x, weights, affine, self.stride, running)
+
+    def folded(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases for `kernels.folded_conv`; made anew once a parameter or a running statistic changes."""
+        state = _state(self)
+        if self._folded[0] != state:
+            weights, biases = list[Tensor](), list[Tensor]()
+            for part in self:
+                if isinstance(part, nn.Conv2d):
+                    weights.append(part.weight.detach())
+                elif isinstance(part, nn.BatchNorm2d):
+                    weights[-1], bias = fold(weights[-1], part)
+                    biases.append(bias)
+            self._folded = state, weights, biases
+        return self._folded[1:]
+
+
+def tested(module: nn.Module, norm: nn.Module) -> bool:
+    """Whether the running statistics of its batch norms decide."""
+    return not module.training and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats
+
+
+def plainly(module: nn.Module, x: Tensor) -> bool:
+    """Whether batch norms are computed one by one: for gradients, and on the reference backend."""
+    asked = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in module.parameters()))
+    return asked or kernels.requested() == "reference"
+
+
+@torch.no_grad()
+def fold(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Pointwise weights and biases that do what a convolution and a batch norm on its running statistics do."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    return kernels.fold_batch_norm(weight, mean, variance, (norm.weight, norm.bias), norm.eps)
+
+
+def _state(module: nn.Module) -> list[tuple[int, int]]:
+    """Differs once a parameter or a buffer of the module's parts does."""
+    held = [t for part in module.children() for t in (*part._parameters.values(), *part._buffers.values())]
+    return [(t.data_ptr(), t._version) for t in held if t is not None]
+
+
+class ReLUConvBN(Fused):
     """ReLU, 1x1 convolution without bias, batch norm: (B, c_in, H, W) -> (B, c_out, H, W)."""
 
     def __init__(self, c_in: int, c_out: int, affine: bool = False) -> None:
-        super().__init__(nn.ReLU(), nn.Conv2d(c_in, c_out, 1, bias=False), batch_norm(c_out, affine))
+        super().__init__(nn.ReLU(), nn.Conv2d(c_in, c_out, 1, bias=False), batch_norm(c_out, affine, affine))
 
-    def forward(self, x: Tensor) -> Tensor:
-        weights, affine = _parts(self)
-        return kernels.relu_conv_bn(x, weights[0], affine)
+    @staticmethod
+    def operation(x: Tensor, weights: list[Tensor], affine: list[Tensor], _: int, running: list[Tensor]) -> Tensor:
+        return kernels.relu_conv_bn(x, weights[0], affine, running)
 
 
 class FactorizedReduce(nn.Module):
@@ -37,44 +101,48 @@ class FactorizedReduce(nn.Module):
         self.relu = nn.ReLU()
         self.conv_1 = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
         self.conv_2 = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
-        self.bn = batch_norm(c_out, affine)
+        self.bn = batch_norm(c_out, affine, affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, affine = _parts(self)
-        return kernels.factorized_reduce(x, weights[0], weights[1], affine)
+        if not tested(self, self.bn):
+            (one, two), affine, running = parts(self)
+            return kernels.factorized_reduce(x, one, two, affine, running)
+        if plainly(self, x):
+            x = self.relu(x)
+            return self.bn(torch.cat((self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])), 1))
+        weight, bias = fold(torch.cat((self.conv_1.weight, self.conv_2.weight)), self.bn)
+        weights, biases = weight.chunk(2), bias.chunk(2)
+        halves = zip((x, x[:, :, 1:, 1:]), weights, biases, strict=True)
+        return torch.cat([kernels.folded_conv(half, [w], [b], 2) for half, w, b in halves], 1)
 
 
-def _separable(c_in: int, c_out: int, K: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
+def separable(c_in: int, c_out: int, K: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
     """ReLU, depthwise KxK that keeps the size at stride 1, pointwise, batch norm."""
     padding = dilation * (K // 2)
     return [
         nn.ReLU(),
         nn.Conv2d(c_in, c_in, K, stride, padding, dilation, groups=c_in, bias=False),
         nn.Conv2d(c_in, c_out, 1, bias=False),
-        batch_norm(c_out, affine),
+        batch_norm(c_out, affine, affine),
     ]
 
 
-class SepConv(nn.Sequential):
+class SepConv(Fused):
     """Two separable KxK blocks, the stride in the first: (B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))."""
 
+    operation = staticmethod(kernels.sep_conv)
+
     def __init__(self, C: int, K: int, stride: int, affine: bool = False) -> None:
-        super().__init__(*_separable(C, C, K, stride, 1, affine), *_separable(C, C, K, 1, 1, affine))
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return kernels.sep_conv(x, *_parts(self), self.stride)
+        super().__init__(*separable(C, C, K, stride, 1, affine), *separable(C, C, K, 1, 1, affine), stride=stride)
 
 
-class DilConv(nn.Sequential):
+class DilConv(Fused):
     """One separable KxK block of dilation 2: (B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))."""
 
-    def __init__(self, C: int, K: int, stride: int, affine: bool = False) -> None:
-        super().__init__(*_separable(C, C, K, stride, 2, affine))
-        self.stride = stride
+    operation = staticmethod(kernels.dil_conv)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return kernels.dil_conv(x, *_parts(self), self.stride)
+    def __init__(self, C: int, K: int, stride: int, affine: bool = False) -> None:
+        super().__init__(*separable(C, C, K, stride, 2, affine), stride=stride, dilation=2)
 
 
 class MaxPool(nn.Sequential):
@@ -155,9 +223,18 @@ def present(places: Sequence[tuple[nn.Module, str]]) -> list[Tensor]:
     return [w for w in found if w is not None]
 
 
-def _parts(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The convolutions' weights, and weight and bias of the affine batch norms; both in order."""
+def parts(module: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The convolutions' weights; weight and bias of the affine batch norms; means and variances of those that keep
+    them, which are about to be moved. All in order."""
     children = list(module.children())
     weights: list[Tensor] = [m.weight for m in children if isinstance(m, nn.Conv2d)]
-    norms = [m for m in children if isinstance(m, nn.BatchNorm2d) and m.affine]
-    return weights, [t for m in norms for t in (m.weight, m.bias)]
+    norms = [m for m in children if isinstance(m, nn.BatchNorm2d)]
+    running = list[Tensor]()
+    for norm in norms:
+        if norm.track_running_stats:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked += 1
+            running += [norm.running_mean, norm.running_var]
+    return weights, [t for m in norms if m.affine for t in (m.weight, m.bias)], running

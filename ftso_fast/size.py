@@ -34,17 +34,26 @@ def network_size(
     too, which exists in training only and computes nothing afterwards. Raises UsageError for numbers out of range and
     for the operator none, which no evaluation network has. Source: DARTS and PC-DARTS, NetworkCIFAR, NetworkImageNet.
     """
+    size = (32 if stem == "cifar" else 224) if size is None else size
+    check_network(genotype, channels, cells, classes, stem, size)
+    parts = list(_parts(genotype, channels, cells, classes, stem, size, auxiliary))
+    return sum(params for params, _ in parts), sum(macs for _, macs in parts)
+
+
+def check_network(genotype: Genotype, channels: int, cells: int, classes: int, stem: str, size: int = 32) -> None:
+    """Raises UsageError where there is no such network."""
+    if not isinstance(genotype, Genotype):
+        raise UsageError(f"genotype: expected a Genotype, got {type(genotype).__name__}")
     if stem not in ("cifar", "imagenet"):
         raise UsageError(f"stem: expected 'cifar' or 'imagenet', got {stem!r}")
-    size = (32 if stem == "cifar" else 224) if size is None else size
     named = (("channels", channels, 2), ("cells", cells, 1), ("classes", classes, 2), ("size", size, 1))
     for name, value, least in named:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     if channels % 2:
         raise UsageError(f"channels: expected an even number, which FactorizedReduce halves, got {channels}")
-    parts = list(_parts(genotype, channels, cells, classes, stem, size, auxiliary))
-    return sum(params for params, _ in parts), sum(macs for _, macs in parts)
+    if any(op == "none" for op, _ in (*genotype.normal, *genotype.reduce)):
+        raise UsageError("genotype: expected operators of an evaluation network, got 'none'")
 
 
 def _parts(
@@ -102,10 +111,8 @@ def _operator(op: str, C: int, strided: bool, above: int, below: int) -> Counts:
         case "sep_conv" | "dil_conv":
             block = [_conv(C, C, K * K, below, below, groups=C, norm=False), _conv(C, C, 1, below, below)]
             parts = block * (2 if kind == "sep_conv" else 1)
-        case "conv_7x1":
+        case _:  # conv_7x1_1x7
             parts = [_conv(C, C, 7, above, below, norm=False), _conv(C, C, 7, below, below)]
-        case _:
-            raise UsageError(f"genotype: expected operators of an evaluation network, got {op!r}")
     return sum(params for params, _ in parts), sum(macs for _, macs in parts)
 
 

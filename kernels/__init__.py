@@ -16,6 +16,7 @@ from ._backend import (
 )
 from .folded_conv import fold_batch_norm, folded_conv
 from .mixed_cell import mixed_cell, strides_of
+from .node_sum import node_sum
 from .partial_mix import mixed_weights, partial_mix
 from .relu_conv_bn import factorized_reduce, relu_conv_bn
 from .sep_conv import dil_conv, sep_conv
@@ -42,6 +43,7 @@ __all__ = [
     "isa",
     "mixed_cell",
     "mixed_weights",
+    "node_sum",
     "partial_mix",
     "release_memory",
     "relu_conv_bn",

@@ -14,19 +14,25 @@ from .operators import OPERATORS, n_batch_norms
 NAMES = tuple(OPERATORS)
 
 
-def norms_of(C: int, C_out: int, operators: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """The channels of every batch norm, in the order of `Node`'s: C before an operator, C_out behind it."""
+def norms_of(C: int, C_out: int, edges: Sequence[Sequence[int]], strides: Sequence[int]) -> list[int]:
+    """The channels of every batch norm, in the order of `Node`'s: C before an operator of an edge, C_out behind it."""
     found = []
-    for stride in strides:
+    for stride, operators in zip(strides, edges, strict=True):
         for o in operators:
             norms = n_batch_norms(NAMES[o], stride)
             found += [C, C_out] if norms == 2 else [C if "pool" in NAMES[o] else C_out] * norms
     return found
 
 
+def whole_lines(floats: int) -> int:
+    """In whole vectors, as the core's plans round up."""
+    return (floats + 15) // 16 * 16
+
+
 def floats_of(B: int, H: int, W: int, norms: Sequence[int]) -> int:
-    """As `Node::saved_floats` counts them: raw planes and statistics of every batch norm, in whole vectors."""
-    return sum((B * c * H * W + 15) // 16 * 16 + (4 * c + 15) // 16 * 16 for c in norms)
+    """As `Node::saved_floats` counts them: raw planes of every batch norm, and behind them its statistics: mean and
+    1/deviation, each as two floats that add up to it."""
+    return sum(whole_lines(B * c * H * W) + whole_lines(4 * c) for c in norms)
 
 
 @cache
@@ -35,7 +41,8 @@ def _plan(B: int, C: int, N: int, k: int, operators: tuple[int, ...], inputs: tu
 
 
 class NodeCall(NamedTuple):
-    """What a node is asked for; operators are numbers of `NAMES`."""
+    """What a node is asked for; operators are numbers of `NAMES`: all of them on every edge, or, with `each`, one for
+    each edge. image_weights: (edges, B), see `Node::Call`."""
 
     inputs: Sequence[Tensor]
     edge_weights: Tensor
@@ -45,6 +52,8 @@ class NodeCall(NamedTuple):
     operators: Sequence[int]
     strides: Sequence[int]
     k: int
+    each: bool = False
+    image_weights: Tensor | None = None
 
     def ready(self) -> "NodeCall":
         """The same with memory laid out as the core reads it."""
@@ -54,7 +63,13 @@ class NodeCall(NamedTuple):
             operator_weights=self.operator_weights.contiguous(),
             weights=[w.contiguous() for w in self.weights],
             affine=[a.contiguous() for a in self.affine],
+            image_weights=None if self.image_weights is None else self.image_weights.contiguous(),
         )
+
+    @property
+    def edges(self) -> list[Sequence[int]]:
+        """Every edge's operators."""
+        return [[o] for o in self.operators] if self.each else [self.operators] * len(self.inputs)
 
     @property
     def channels_out(self) -> int:
@@ -67,7 +82,7 @@ class NodeCall(NamedTuple):
     @property
     def norms(self) -> list[int]:
         """The channels of every batch norm."""
-        return norms_of(self.inputs[0].shape[1] // self.k, self.channels_out, self.operators, self.strides)
+        return norms_of(self.inputs[0].shape[1] // self.k, self.channels_out, self.edges, self.strides)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -85,7 +100,7 @@ class NodeCall(NamedTuple):
     def plan(self) -> Any:
         B, C = self.inputs[0].shape[:2]
         sizes = tuple((x.shape[2], x.shape[3], s) for x, s in zip(self.inputs, self.strides, strict=True))
-        return _plan(B, C, self.channels_out, self.k, tuple(self.operators), sizes)
+        return _plan(B, C, self.channels_out, self.k, tuple(o for own in self.edges for o in own), sizes)
 
     @property
     def pointers(self) -> tuple[Any, ...]:
@@ -94,6 +109,7 @@ class NodeCall(NamedTuple):
             [view(x) for x in self.inputs],
             self.edge_weights.data_ptr(),
             self.operator_weights.data_ptr(),
+            0 if self.image_weights is None else self.image_weights.data_ptr(),
             weights,
             affine,
         )

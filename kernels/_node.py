@@ -15,8 +15,8 @@ from . import _memory
 from ._autograd import register_autograd
 from ._backend import first_derivatives_only
 from ._checks import check_divisor, check_halves, check_states, check_tensor, check_tensors
-from ._native import NAMES, NodeCall, NodeGradients, planes, run_backward, run_forward
-from .operators import OPERATORS
+from ._native import NAMES, NodeCall, NodeGradients, planes, run_backward, run_forward, whole_lines
+from .operators import EPS, MOMENTUM, OPERATORS
 
 STRIDES = {"relu_conv_bn": 1, "factorized_reduce": 2}
 """Operators that stand alone only, each at one stride."""
@@ -41,7 +41,7 @@ def checked(op: str, call: NodeCall, backend: str, dtypes: Sequence[torch.dtype]
         expected = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{op}: inputs: the {backend} backend expected {expected}, got {x.dtype}")
     check_divisor(op, call.k, x.shape[1])
-    if not operators or len(set(operators)) != len(operators):
+    if not operators or any(len(set(own)) != len(own) for own in call.edges):
         raise ValueError(f"{op}: operators: expected different numbers, at least one, got {tuple(operators)}")
     for i, o in enumerate(operators):
         if not 0 <= o < len(NAMES):
@@ -58,8 +58,9 @@ def checked(op: str, call: NodeCall, backend: str, dtypes: Sequence[torch.dtype]
     if not C_out or ("skip_connect" in names and 2 in call.strides and C_out % 2):
         raise ValueError(f"{op}: weights: expected them to give channels, for halves an even number, got {C_out}")
     check_tensor(f"{op}: edge_weights", call.edge_weights, (len(call.inputs),), x)
-    check_tensor(f"{op}: operator_weights", call.operator_weights, (len(call.inputs), len(operators)), x)
-    shapes = [shape for s in call.strides for name in names for shape in OPERATORS[name].shapes(C, C_out, s)]
+    check_tensor(f"{op}: operator_weights", call.operator_weights, (len(call.inputs), len(call.edges[0])), x)
+    pairs = [(s, o) for s, own in zip(call.strides, call.edges, strict=True) for o in own]
+    shapes = [shape for s, o in pairs for shape in OPERATORS[NAMES[o]].shapes(C, C_out, s)]
     check_tensors(f"{op}: weights", call.weights, shapes, x)
     if call.affine:
         check_tensors(f"{op}: affine", call.affine, [(c,) for c in call.norms for _ in "wb"], x)
@@ -82,14 +83,24 @@ def _checked_backward(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[Nod
 
 
 def _fwd_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
-    call = _checked("partial_mix", NodeCall(*arguments))
+    return forward(_checked("partial_mix", NodeCall(*arguments)))
+
+
+def forward(call: NodeCall) -> tuple[Tensor, Tensor]:
+    """The node, and what its backward pass needs."""
     node, saved = _memory.pooled(prod(call.shape)).view(call.shape), _memory.pooled(call.saved_floats)
     run_forward(call.ready(), node, saved)
     return node, saved
 
 
 def _bwd_cpu(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[Any, ...]:
-    call, needs, needs_weights = _checked_backward(grad, saved, *arguments)
+    return backward(*_checked_backward(grad, saved, *arguments), grad, saved)
+
+
+def backward(
+    call: NodeCall, needs: Sequence[bool], needs_weights: bool, grad: Tensor, saved: Tensor
+) -> tuple[Any, ...]:  # fmt: skip
+    """Gradients of inputs, edge weights, operator weights, weights and affine; empty where nobody needs them."""
     places = NodeGradients(
         [_memory.pooled(x.numel()).view(x.shape) if n else None for x, n in zip(call.inputs, needs, strict=True)],
         [],
@@ -104,13 +115,31 @@ def _bwd_cpu(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[Any, ...]:
     return found, places.edge_weights, places.operator_weights, d_weights, places.affine
 
 
+@torch.no_grad()
+def follow(running: Sequence[Tensor], saved: Tensor, node: Tensor) -> None:
+    """Move running means and variances, two for each batch norm, by what forward left of a node at k = 1."""
+    n, begin = node[:, 0].numel(), 0
+    for mean, variance in zip(running[::2], running[1::2], strict=True):
+        C = len(mean)
+        begin += whole_lines(n * C)
+        high_mean, low_mean, high, low = saved[begin : begin + 4 * C].double().view(4, C)
+        begin += whole_lines(4 * C)
+        mean.lerp_((high_mean + low_mean).to(mean.dtype), MOMENTUM)
+        unbiased = ((high + low) ** -2 - EPS) * (n / max(n - 1, 1))
+        variance.lerp_(unbiased.to(variance.dtype), MOMENTUM)
+
+
 def _fwd_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     call = _checked("partial_mix", NodeCall(*arguments))
     return call.inputs[0].new_empty(call.shape), call.inputs[0].new_empty(call.saved_floats)
 
 
 def _bwd_fake(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[Any, ...]:
-    call, needs, needs_weights = _checked_backward(grad, saved, *arguments)
+    return empty_gradients(*_checked_backward(grad, saved, *arguments))
+
+
+def empty_gradients(call: NodeCall, needs: Sequence[bool], needs_weights: bool) -> tuple[Any, ...]:
+    """The shapes of `backward`."""
     return (
         [x.new_empty(x.shape if need else (0,)) for x, need in zip(call.inputs, needs, strict=True)],
         call.edge_weights.new_empty(call.edge_weights.shape),

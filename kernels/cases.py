@@ -3,7 +3,6 @@
 A new operation is one entry in `OPERATIONS`; tests and benchmarks then run it on every backend.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,19 +12,16 @@ import torch
 from torch import Tensor
 
 from . import operators
-from .operators import OPERATORS, Shape
+from .draws import VIEWS, convolutions, generator, state, step_off_kinks
+from .node_sum import node_sum
+from .node_sum import reference as node_sum_reference
+from .operators import OPERATORS, n_batch_norms
 from .partial_mix import mixed_weights, partial_mix
 from .partial_mix import reference as partial_mix_reference
 from .relu_conv_bn import factorized_reduce, relu_conv_bn
 from .sep_conv import dil_conv, sep_conv
 from .skip_cell import N_EDGES, skip_cell
 from .skip_cell import reference as skip_cell_reference
-
-KINK = 0.05
-"""No drawn state is nearer to zero, where ReLU has its kink."""
-
-INNER_KINK = 1e-5
-"""No input of a separable convolution's second ReLU is nearer to zero: rounding in float32 does not turn it."""
 
 ALL = tuple(OPERATORS)[:8]
 
@@ -51,11 +47,11 @@ class Case:
     view: str = ""
 
     def __str__(self) -> str:
-        mixed = self.op in ("skip_cell", "partial_mix")
-        parts = [self.op if mixed else self.operators[0], f"{self.B}x{self.C}x{self.H}x{self.W}"]
-        if mixed:
+        alone = self.op not in ("skip_cell", "partial_mix", "node_sum")
+        parts = [self.operators[0] if alone else self.op, f"{self.B}x{self.C}x{self.H}x{self.W}"]
+        if self.op in ("skip_cell", "partial_mix"):
             parts.append(f"k{self.k}")
-        if self.op == "partial_mix" and self.operators != ALL:
+        if self.op in ("partial_mix", "node_sum") and self.operators != ALL:
             parts.append("ops" + "".join(str(ALL.index(o)) for o in self.operators))
         if self.strides != (1,):
             parts.append("s" + "".join(map(str, self.strides)))
@@ -87,100 +83,58 @@ class Operation:
     benchmarks: tuple[Case, ...]
 
 
-# -- how tensors lie in memory
-
-
-def _within(t: Tensor, shape: tuple[int, ...], *index: slice) -> Tensor:
-    """A copy of t inside a larger tensor of NaN, which nobody may read."""
-    view = t.new_full(shape, float("nan"))[index]
-    view.copy_(t)
-    return view
-
-
-VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
-    "": lambda t: t,
-    "second": lambda t: _within(t, (t.shape[0], 2 * t.shape[1], *t.shape[2:]), slice(None), slice(0, None, 2)),
-    "first": lambda t: _within(t, (t.shape[0], t.shape[1] + 3, *t.shape[2:]), slice(None), slice(t.shape[1])),
-    "last": lambda t: _within(t, (t.shape[0], t.shape[1] + 3, *t.shape[2:]), slice(None), slice(3, None)),
-    "images": lambda t: _within(t, (3 * t.shape[0], *t.shape[1:]), slice(1, None, 3)),
-    "rows": lambda t: _within(t, (*t.shape[:3], t.shape[3] + 2), *[slice(None)] * 3, slice(t.shape[3])),
-    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
-}
-
-
 # -- draws
 
 
-def _generator(case: Case, draw: int) -> torch.Generator:
-    return torch.Generator().manual_seed(zlib.crc32(f"{case} {draw}".encode()))
-
-
-def _state(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
-    """Magnitudes on a grid over KINK..4, each once in a plane, and random signs: no two pixels of a plane are near to
-    each other, which a maximum would ask for, and none is near to zero."""
-    flat = torch.rand(prod(shape[:2]), prod(shape[2:]), generator=g)
-    ranks = torch.empty_like(flat).scatter_(1, flat.argsort(1), torch.arange(1.0, flat.shape[1] + 1).expand_as(flat))
-    signs = torch.randint(2, flat.shape, generator=g) * 2 - 1
-    return (signs * (KINK + ranks * (4 / (flat.shape[1] + 1)))).view(shape)
-
-
-def _weights(shapes: Sequence[Shape], g: torch.Generator) -> list[Tensor]:
-    """Convolutions that keep the variance."""
-    return [torch.randn(shape, generator=g) / prod(shape[1:]) ** 0.5 for shape in shapes]
-
-
-def _step_off_kinks(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], stride: int) -> bool:
-    """Enlarge pixels a little until a separable convolution's second ReLU is off its kink; whether any was enlarged.
-
-    A little: the batch's statistics, and with them every other input of that ReLU, hardly move."""
-    for turn in range(100):
-        weights_64, affine_64 = [w.double() for w in weights[:2]], [a.double() for a in affine[:2]]
-        inner = operators.separable(x.double(), weights_64, affine_64, stride, 1)
-        near = (inner.abs() < INNER_KINK).any(1).nonzero()
-        if not len(near):
-            return turn > 0
-        images, rows, columns = near.unbind(1)
-        # another pixel each time, since one may be negative in all channels
-        r = (rows * stride + turn % 3 - 1).clamp(0, x.shape[2] - 1)
-        c = (columns * stride + turn // 3 % 3 - 1).clamp(0, x.shape[3] - 1)
-        x[images, :, r, c] *= 1.01
-    raise ValueError("no draw of this case is off its kinks")
-
-
 def _skip_cell_inputs(case: Case, draw: int) -> tuple[Tensor, ...]:
-    g = _generator(case, draw)
+    g = generator(case, draw)
     x0, x1 = (torch.randn(case.B, case.C, case.H, case.W, generator=g) for _ in range(2))
     return x0, x1, torch.rand(N_EDGES, generator=g) + 0.1
 
 
 def _one_inputs(case: Case, draw: int) -> tuple[Tensor, ...]:
     """x, weights, and behind them weight and bias of every batch norm."""
-    g = _generator(case, draw)
+    g = generator(case, draw)
     (name,), (stride,), C_out = case.operators, case.strides, case.C_out or case.C
-    x = _state((case.B, case.C, case.H, case.W), g)
-    weights = _weights(OPERATORS[name].shapes(case.C, C_out, stride), g)
+    x = state((case.B, case.C, case.H, case.W), g)
+    weights = convolutions(OPERATORS[name].shapes(case.C, C_out, stride), g)
     norms = [case.C, C_out] if case.op == "sep_conv" else [C_out]
     affine = [torch.rand(c, generator=g) + shift for c in norms for shift in (0.5, -0.5)] if case.affine else []
     if case.op == "sep_conv":
-        _step_off_kinks(x, weights, affine, stride)
+        step_off_kinks(x, weights, affine, stride)
     return VIEWS[case.view](x), *weights, *affine
 
 
 def _mix_inputs(case: Case, draw: int) -> tuple[Tensor, ...]:
     """States, edge weights, operator weights, weights."""
-    g = _generator(case, draw)
+    g = generator(case, draw)
     n = len(case.strides)
-    states = [_state((case.B, case.C, *size), g) for size in case.sizes()[:n]]
+    states = [state((case.B, case.C, *size), g) for size in case.sizes()[:n]]
     nested = mixed_weights(case.C, case.k, case.operators, case.strides)
-    by_edge = [[_weights(shapes, g) for shapes in edge] for edge in nested]
+    by_edge = [[convolutions(shapes, g) for shapes in edge] for edge in nested]
     for x, stride, edge in zip(states, case.strides, by_edge, strict=True):
         own = [w for name, w in zip(case.operators, edge, strict=True) if name.startswith("sep")]
         processed = x[:, : case.C // case.k]
-        while sum(_step_off_kinks(processed, w, (), stride) for w in own):  # a step for one may hit another's kink
+        while sum(step_off_kinks(processed, w, (), stride) for w in own):  # a step for one may hit another's kink
             pass
     architecture = [torch.rand(*shape, generator=g) + 0.1 for shape in ((n,), (n, len(case.operators)))]
     return *map(VIEWS[case.view], states), *architecture, *(w for edge in by_edge for own in edge for w in own)
+
+
+def _sum_inputs(case: Case, draw: int) -> tuple[Tensor, ...]:
+    """States, weights, and behind them weight and bias of every batch norm."""
+    g = generator(case, draw)
+    n, C = len(case.strides), case.C
+    states = [state((case.B, C, *size), g) for size in case.sizes()[:n]]
+    every, affine = list[Tensor](), list[Tensor]()
+    for x, name, stride in zip(states, case.operators, case.strides, strict=True):
+        weights = convolutions(OPERATORS[name].shapes(C, C, stride), g)
+        norms = n_batch_norms(name, stride) if case.affine else 0
+        own = [torch.rand(C, generator=g) + shift for _ in range(norms) for shift in (0.5, -0.5)]
+        if name.startswith("sep"):
+            step_off_kinks(x, weights, own, stride)
+        every, affine = [*every, *weights], [*affine, *own]
+    return *map(VIEWS[case.view], states), *every, *affine
 
 
 # -- calls
@@ -198,6 +152,18 @@ def _call_one(function: Callable[..., Tensor], case: Case, tensors: Sequence[Ten
 def _call_mix(function: Callable[..., Tensor], case: Case, tensors: Sequence[Tensor]) -> Tensor:
     n = len(case.strides)
     return function(tensors[:n], tensors[n], tensors[n + 1], tensors[n + 2 :], case.operators, case.strides, case.k)
+
+
+def _call_sum(function: Callable[..., Tensor], case: Case, tensors: Sequence[Tensor]) -> Tensor:
+    """With affine batch norms come dropped paths."""
+    edges = list(zip(case.operators, case.strides, strict=True))
+    n = len(edges)
+    m = n + sum(len(OPERATORS[name].shapes(case.C, case.C, stride)) for name, stride in edges)
+    dropped = None
+    if case.affine:
+        dropped = (torch.rand(n, case.B, generator=generator(case, -1)) < 0.7).to(tensors[0].dtype) / 0.7
+        dropped[:, 0] = 1 / 0.7
+    return function(tensors[:n], case.operators, case.strides, tensors[n:m], tensors[m:], (), dropped)
 
 
 def _relu_conv_bn(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], stride: int) -> Tensor:
@@ -289,6 +255,20 @@ _REDUCE_CASES: tuple[tuple[tuple[int, int, int, int], Options], ...] = (
     ((17, 3, 6, 2), {"C_out": 10, "view": "transposed"}),
     ((1, 4, 56, 56), {"view": "images"}),
 )
+_SUM_CASES: tuple[tuple[tuple[int, int, int, int], Options], ...] = (
+    ((2, 5, 7, 7), {"operators": ("sep_conv_3x3", "dil_conv_5x5"), "strides": (1, 1)}),
+    ((3, 8, 9, 9), {"operators": ("sep_conv_5x5", "sep_conv_3x3"), "strides": (2, 1), "affine": True}),
+    ((9, 6, 8, 8), {"operators": ("dil_conv_3x3", "skip_connect"), "strides": (1, 1), "affine": True, "view": "last"}),
+    ((5, 4, 8, 8), {"operators": ("sep_conv_3x3", "sep_conv_3x3"), "strides": (1, 1), "affine": True}),
+    ((2, 6, 14, 28), {"operators": ("skip_connect", "dil_conv_5x5"), "strides": (2, 2), "affine": True}),
+    ((2, 4, 10, 6), {"operators": ("skip_connect", "skip_connect"), "strides": (2, 1), "view": "second"}),
+    ((17, 3, 5, 3), {"operators": ("skip_connect",) * 2, "strides": (1, 1), "view": "transposed"}),
+    (
+        (2, 3, 6, 67),
+        {"operators": ("dil_conv_3x3", "sep_conv_5x5", "skip_connect"), "strides": (1, 1, 1), "affine": True},
+    ),
+    ((1, 16, 17, 33), {"operators": ("sep_conv_3x3",), "strides": (2,), "affine": True}),
+)
 _EVALUATION = ((96, 36, 32, 32), (96, 72, 16, 16), (96, 144, 8, 8))
 _PARTIAL = ((256, 4, 32, 32), (256, 8, 16, 16), (256, 16, 8, 8))
 _SKIP_CELL_CASES = (
@@ -358,6 +338,16 @@ OPERATIONS = {
             Case("factorized_reduce", *s, operators=("factorized_reduce",), strides=(2,), **more)
             for s, more in _REDUCE_CASES
         ),
+        benchmarks=(),
+    ),
+    "node_sum": Operation(
+        node_sum,
+        node_sum_reference,
+        _call_sum,
+        _sum_inputs,
+        _bytes,
+        _flops,
+        cases=tuple(Case("node_sum", *shape, **more) for shape, more in _SUM_CASES),
         benchmarks=(),
     ),
     "partial_mix": Operation(

@@ -237,7 +237,8 @@ class _Cell(NamedTuple):
     @property
     def saved_from(self) -> list[int]:
         B, C, H, W = self.x0.shape[0], self.x0.shape[1] // self.k, *self.size[2:]
-        norms = (norms_of(C, C, self.operators, strides) for strides in strides_of(self.inputs, self.reduction))
+        nodes = strides_of(self.inputs, self.reduction)
+        norms = (norms_of(C, C, [self.operators] * len(strides), strides) for strides in nodes)
         return list(accumulate((floats_of(B, H, W, node) for node in norms), initial=0))
 
     def nodes(self, out: Tensor, saved: Tensor) -> list[tuple[NodeCall, Tensor]]:

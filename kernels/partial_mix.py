@@ -108,11 +108,14 @@ def partial_mix(
 
 
 def one_operator(
-    op: str, name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], stride: int
-) -> Tensor:
-    """Operator `name` on a state of its own, for the operation `op`: a node of one edge and one operator at k = 1."""
-    check_list(f"{op}: weights", weights)
-    check_list(f"{op}: affine", affine)
+    op: str, name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], stride: int,
+    running: Sequence[Tensor],
+) -> Tensor:  # fmt: skip
+    """Operator `name` on a state of its own, for the operation `op`: a node of one edge and one operator at k = 1.
+
+    Its running statistics are moved by the cpu and the reference backend alone."""
+    for what, tensors in (("weights", weights), ("affine", affine), ("running", running)):
+        check_list(f"{op}: {what}", tensors)
     check_states(op, [x], [stride])
     check_halves(op, [x], [stride], [name], 1)
     check_dense(f"{op}: weights[{len(weights) - 1}]", weights[-1])
@@ -121,26 +124,32 @@ def one_operator(
     if not C_out:
         raise ValueError(f"{op}: weights[{len(weights) - 1}]: expected output channels, got shape {tuple(last.shape)}")
     check_tensors(f"{op}: weights", weights, OPERATORS[name].shapes(C, C_out, stride), x)
-    if affine:
-        channels = [C, C_out] if n_batch_norms(name, stride) == 2 else [C_out]
-        check_tensors(f"{op}: affine", affine, [(c,) for c in channels for _ in ("weight", "bias")], x)
+    channels = [C, C_out] if n_batch_norms(name, stride) == 2 else [C_out]
+    for what, tensors in (("affine", affine), ("running", running)):
+        if tensors:
+            check_tensors(f"{op}: {what}", tensors, [(c,) for c in channels for _ in "wb"], x)
     table: Table = {"triton": _triton_one, "cpu": _cpu_one, "reference": _reference_one}
-    return choose(op, table, x)(name, x, weights, affine, stride)
+    if running:
+        del table["triton"]
+    return choose(op, table, x)(name, x, weights, affine, stride, running)
 
 
-def _reference_one(name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], stride: int) -> Tensor:
+def _reference_one(name: str, x: Tensor, *rest: Any) -> Tensor:
     apply = OPERATORS[name].reference
     assert apply is not None
-    return apply(x, weights, affine, stride)
+    return apply(x, *rest)
 
 
 def _one(
-    compiled: Any, name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], s: int
+    compiled: Any, name: str, x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor], s: int,
+    running: Sequence[Tensor],
 ) -> Tensor:  # fmt: skip
     ones = x.new_ones(2)
-    node, *_ = compiled(
+    node, saved, *_ = compiled(
         [x], ones[:1], ones[1:].view(1, 1), list(weights), list(affine), [NAMES.index(name)], [s], 1
     )  # fmt: skip
+    if running:
+        _node.follow(running, saved, node)
     return node
 
 

@@ -12,22 +12,35 @@ from ._checks import check_list
 from .partial_mix import one_operator
 
 
-def sep_conv(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor] = (), stride: int = 1) -> Tensor:
+def sep_conv(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    affine: Sequence[Tensor] = (),
+    stride: int = 1,
+    running: Sequence[Tensor] = (),
+) -> Tensor:
     """(B, C, H, W) -> (B, C_out, ceil(H/stride), ceil(W/stride)).
 
     weights: depthwise (C, 1, K, K), pointwise (C, C, 1, 1), depthwise (C, 1, K, K), pointwise (C_out, C, 1, 1);
-    affine: empty, or weight and bias of each of the two batch norms. Source: DARTS, SepConv.
+    affine: empty, or weight and bias of each of the two batch norms; running: empty, or running mean and variance of
+    each, which are moved. Source: DARTS, SepConv.
     """
-    return one_operator("sep_conv", f"sep_conv_{_size('sep_conv', weights)}", x, weights, affine, stride)
+    return one_operator("sep_conv", f"sep_conv_{_size('sep_conv', weights)}", x, weights, affine, stride, running)
 
 
-def dil_conv(x: Tensor, weights: Sequence[Tensor], affine: Sequence[Tensor] = (), stride: int = 1) -> Tensor:
+def dil_conv(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    affine: Sequence[Tensor] = (),
+    stride: int = 1,
+    running: Sequence[Tensor] = (),
+) -> Tensor:
     """(B, C, H, W) -> (B, C_out, ceil(H/stride), ceil(W/stride)).
 
-    weights: depthwise (C, 1, K, K), pointwise (C_out, C, 1, 1); affine: empty, or weight and bias. Source: DARTS,
-    DilConv.
+    weights: depthwise (C, 1, K, K), pointwise (C_out, C, 1, 1); affine: empty, or weight and bias; running: empty, or
+    running mean and variance, which are moved. Source: DARTS, DilConv.
     """
-    return one_operator("dil_conv", f"dil_conv_{_size('dil_conv', weights)}", x, weights, affine, stride)
+    return one_operator("dil_conv", f"dil_conv_{_size('dil_conv', weights)}", x, weights, affine, stride, running)
 
 
 def _size(op: str, weights: Sequence[Tensor]) -> str:

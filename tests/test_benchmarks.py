@@ -172,7 +172,7 @@ def test_a_compilation_that_takes_too_long_is_left_out_and_told():
         tries.append(what)
         raise subprocess.TimeoutExpired("arm.py", lab.LONGEST)
 
-    laboratory.measured, laboratory.warnings, laboratory.in_time = measured, [], None
+    laboratory.measured, laboratory.warnings, laboratory.in_time = measured, [], {}
     assert [laboratory.compiles("PC-DARTS", n) for n in (2, 1)] == [False, False]
     assert len(tries) == len(laboratory.warnings) == 1
     assert laboratory.compiles("iteration", 1)

@@ -52,7 +52,7 @@ def test_cases_name_themselves_and_count_their_work(case):
 def shifted_tap(patch):
     real = operators.separable
 
-    def separable(x, weights, affine, stride, dilation):
+    def separable(x, weights, affine, stride, dilation, running=()):
         return real(x, (weights[0].roll(1, 3), weights[1]), affine, stride, dilation)
 
     patch.setattr(operators, "separable", separable)
@@ -60,14 +60,14 @@ def shifted_tap(patch):
 
 def other_dilation(patch):
     real = operators.separable
-    patch.setattr(operators, "separable", lambda x, w, affine, stride, dilation: real(x, w, affine, stride, 1))
+    patch.setattr(operators, "separable", lambda x, w, affine, stride, *rest: real(x, w, affine, stride, 1))
 
 
 def no_inner_relu(patch):
     real = operators.separable
     calls = []
 
-    def separable(x, weights, affine, stride, dilation):
+    def separable(x, weights, affine, stride, dilation, running=()):
         calls.append(None)
         return (
             real(x, weights, affine, stride, dilation) if len(calls) % 2 else real(x - x.min(), weights, affine, 1, 1)
@@ -97,7 +97,7 @@ def other_eps(patch):
 def unbiased(patch):
     real = operators.batch_norm
 
-    def batch_norm(x, affine=()):
+    def batch_norm(x, affine=(), running=()):
         n = x.numel() / x.shape[1]
         return real(x, affine) * ((n - 1) / n) ** 0.5 if not affine else real(x, affine)
 
@@ -106,7 +106,7 @@ def unbiased(patch):
 
 def affine_dropped(patch):
     real = operators.batch_norm
-    patch.setattr(operators, "batch_norm", lambda x, affine=(): real(x) + 0 * sum(a.sum() for a in affine))
+    patch.setattr(operators, "batch_norm", lambda x, affine=(), running=(): real(x) + 0 * sum(a.sum() for a in affine))
 
 
 SEEDED_BUGS = [
