@@ -9,12 +9,12 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-__all__ = ["ARCHITECTURE", "BOTH", "SPLIT", "WEIGHTS", "augment", "draws", "halves", "order"]
+__all__ = ["ARCHITECTURE", "BOTH", "SPLIT", "WEIGHTS", "augment", "cut_out", "draws", "halves", "normalised", "order"]
 
 SPLIT, WEIGHTS, ARCHITECTURE, BOTH = 0, 1, 2, 3
 """Streams: the split into halves, the weight half, the architecture half, one iterable that feeds both."""
-_CROP = 16
-"""Added to a stream's number for the crops and flips, so that they do not depend on the shuffle."""
+_CROP, _CUTOUT = 16, 32
+"""Added to a stream's number for the crops and flips, and for cutout: none depends on the shuffle or on another."""
 
 PAD = 4
 MEAN = (0.49139968, 0.48215827, 0.44653124)
@@ -77,13 +77,37 @@ def augment(images: NDArray[np.uint8], seed: int, stream: int, epoch: int, index
     crops = np.ascontiguousarray(windows[np.arange(count), rows.astype(np.int64), columns.astype(np.int64)])
     flip = (bits & np.uint64(1)).astype(bool)
     crops[flip] = crops[flip][..., ::-1]
-    scale, shift = _normalisation(channels)
-    return torch.from_numpy(crops).to(torch.float32).mul_(scale).sub_(shift)
+    return normalised(crops)
 
 
-def _normalisation(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+def normalised(
+    images: NDArray[np.uint8], mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
+) -> torch.Tensor:  # fmt: skip
+    """uint8 B,C,H,W -> float32: (x / 255 - mean) / std by channel."""
+    scale, shift = _normalisation(images.shape[1], mean, std)
+    return torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).mul_(scale).sub_(shift)
+
+
+def cut_out(
+    images: torch.Tensor, side: int, seed: int, stream: int, epoch: int, index: NDArray[np.int64]
+) -> torch.Tensor:  # fmt: skip
+    """Zero a square of `side` pixels in each image, in place: B,C,H,W. Its centre is any pixel, so that it may reach
+    over the border; an odd side loses a pixel. Source: DeVries & Taylor (2017), as DARTS' Cutout has it."""
+    height, width = images.shape[2:]
+    bits = draws(seed, stream + _CUTOUT, epoch, index)
+    rows = ((bits >> np.uint64(40)) * np.uint64(height)) >> np.uint64(24)
+    columns = (((bits >> np.uint64(16)) & np.uint64(0xFFFFFF)) * np.uint64(width)) >> np.uint64(24)
+    half = side // 2
+    for image, row, column in zip(images, rows.tolist(), columns.tolist(), strict=True):
+        image[:, max(row - half, 0) : row + half, max(column - half, 0) : column + half] = 0
+    return images
+
+
+def _normalisation(
+    channels: int, means: tuple[float, ...], deviations: tuple[float, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """(scale, shift), each C,1,1, with x * scale - shift == (x / 255 - mean) / std."""
-    mean, std = np.array(MEAN), np.array(STD)
+    mean, std = np.array(means), np.array(deviations)
     if channels == 1:
         mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
     scale, shift = 1 / (255 * std), mean / std

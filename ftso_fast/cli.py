@@ -1,6 +1,7 @@
 """The `ftso` command: one door for all of `commands`. Results go to stdout, progress to stderr.
 
-Exit codes: 0 ok, 1 run failed, 2 usage, 3 bad data, 4 out of memory, 5 numerical failure, 130 after Ctrl-C.
+Exit codes: 0 ok, 1 run failed, 2 usage, 3 bad data, 4 out of memory, 5 numerical failure, 130 after Ctrl-C, 143 after
+SIGTERM.
 """
 
 import argparse
@@ -8,10 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import draw, info, nb201, reproduce, search, selfcheck, stability
+from .commands import draw, evaluate, info, nb201, reproduce, search, selfcheck, stability
 from .errors import DataError, NumericalError, UsageError
 
-COMMANDS = (search, stability, nb201, draw, reproduce, selfcheck, info)  # in the order of the help
+COMMANDS = (search, evaluate, stability, nb201, draw, reproduce, selfcheck, info)  # in the order of the help
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -179,7 +179,7 @@ def search(
         precision=precision,
         rounding=rounding,
         seconds={**seconds, "total": time.perf_counter() - start},
-        peak_bytes=_peak_bytes(),
+        peak_bytes=peak_bytes(),
         data=prepared.report,
         config=plan.config,
     )
@@ -204,7 +204,7 @@ def chosen_backend(name: str | None) -> Iterator[None]:
         raise UsageError(str(error)) from None
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Largest resident memory; on Linux not from getrusage, which hands a large parent's peak on to its children."""
     status = Path("/proc/self/status")
     if status.exists():

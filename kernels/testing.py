@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import _backend
-from .cases import ALL, BENCHMARKS, CASES, OPERATIONS, VIEWS, Case, Operation
+from .cases import ALL, BENCHMARKS, CASES, OPERATIONS, Case, Operation
+from .draws import VIEWS
 
 __all__ = [
     "ALL",

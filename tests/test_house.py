@@ -36,6 +36,8 @@ TORCH_FREE = {
     "draw_stability",
     "nats",
     "published",
+    "recipes",
+    "evaluation",
     "size",
 }
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..config import PRESETS, SearchConfig
 from ..errors import DataError, UsageError
+from ..genotype import Genotype
+from ..published import PUBLISHED
 
 if TYPE_CHECKING:
     from ..run import Progress
@@ -31,6 +33,11 @@ def preset(name: str | None) -> SearchConfig | None:
     if name not in (None, *PRESETS):
         raise UsageError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name] if name else None
+
+
+def genotype_named(argument: str) -> Genotype:
+    """A published genotype of that name, or what its text, its JSON or a file of either says."""
+    return PUBLISHED.get(argument) or Genotype.read(text_or_file(argument))
 
 
 def text_or_file(argument: str) -> str | bytes:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..draw import draw_genotype
-from ..genotype import Genotype
 from ..published import PUBLISHED
-from .console import text_or_file
+from .console import genotype_named
 
 
 def add(commands: Any) -> None:
@@ -19,8 +18,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    genotype = PUBLISHED.get(args.genotype) or Genotype.read(text_or_file(args.genotype))
-    svg = draw_genotype(genotype, args.title)
+    svg = draw_genotype(genotype_named(args.genotype), args.title)
     if args.out:
         Path(args.out).write_text(svg, encoding="utf-8")
     else:
