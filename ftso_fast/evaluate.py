@@ -21,10 +21,11 @@ from .evaluation import EvaluationResult
 from .genotype import Genotype
 from .image_set import SIZE, ImageSet, image_set
 from .network import Network
+from .ranks import ranks
 from .recipes import Recipe, recipe_named
 from .run import Progress
 from .search import chosen_backend, peak_bytes
-from .training import Tally, Training, Workers, measured, told
+from .training import Tally, Training, measured, told
 
 Callback = Callable[[Mapping[str, Any]], None]
 SCHEMA = "ftso.training/1"
@@ -78,7 +79,7 @@ def evaluate(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise UsageError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     start = time.perf_counter()
-    with chosen_backend(backend), _processes() as here:
+    with chosen_backend(backend), ranks() as here:
         parts = here.world if shards is None else shards
         if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1 or parts % here.world:
             raise UsageError(f"shards: expected a multiple of the {here.world} processes, got {parts!r}")
@@ -93,7 +94,7 @@ def evaluate(
             auxiliary=chosen.auxiliary_weight > 0,
             in_channels=data[0].shape[0],
         )
-        run = _Run(Training(net, chosen, seed, parts), data, out, checkpoint_every, keep, tuple(callbacks))
+        run = _Run(Training(net, chosen, seed, parts, here), data, out, checkpoint_every, keep, tuple(callbacks))
         if resume:
             run.resume()
         else:
@@ -152,7 +153,7 @@ class _Run:
 
     @property
     def writes(self) -> bool:
-        return self.folder is not None and self.training.workers.rank == 0
+        return self.folder is not None and self.training.ranks.rank == 0
 
     def of_what(self) -> dict[str, Any]:
         """What a checkpoint belongs to."""
@@ -207,9 +208,9 @@ class _Run:
         training, tally = self.training, self.training.tally
         epoch = training.step // self.per_epoch - 1
         found = {"loss": 0.0, "accuracy": 0.0, "top5": 0.0}
-        if training.workers.rank == 0:
+        if training.ranks.rank == 0:
             found = measured(training.net, self.test, training.recipe.batch_size, training.recipe.augmentation)
-        found = told(found)
+        found = told(found, training.ranks)
         event = {
             "epoch": epoch,
             "step": training.step,
@@ -242,7 +243,7 @@ class _Run:
             tally = asdict(self.training.tally)
             state = {"of": self.of_what(), "events": self.events, "tally": tally, "schema_of_state": SCHEMA}
             checkpoint.save(self.folder, self.training.step, self.training.tensors(), state, self.keep)
-        if self.training.workers.world > 1:
+        if self.training.ranks.world > 1:
             dist.barrier()
 
     def result(self, backend: str, seconds: float) -> EvaluationResult:
@@ -275,7 +276,7 @@ class _Run:
             backend=backend,
             threads=torch.get_num_threads(),
             shards=training.shards,
-            processes=training.workers.world,
+            processes=training.ranks.world,
             skipped_checkpoints=self.skipped,
             events=tuple(self.events),
         )
@@ -286,19 +287,6 @@ class _Run:
             (self.folder / "result.json").write_text(result.to_json() + "\n", encoding="utf-8")
             (self.folder / "genotype.json").write_text(result.genotype.to_json() + "\n", encoding="utf-8")
             result.draw(self.folder / "curve.svg")
-
-
-@contextmanager
-def _processes() -> Iterator[Workers]:
-    """The processes that torchrun has started, joined; or this one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
-        yield Workers.here()
-        return
-    dist.init_process_group("gloo")
-    try:
-        yield Workers.here()
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager

@@ -15,6 +15,11 @@ class Ranks:
     rank: int = 0
     world: int = 1
 
+    def own(self, parts: int) -> range:
+        """Of `parts` things, a multiple of `world`, those that this process cares for."""
+        each = parts // self.world
+        return range(self.rank * each, (self.rank + 1) * each)
+
     def gather(self, texts: Sequence[str]) -> list[str]:
         """The texts of all processes, process after process; every one of them must call it."""
         if self.world == 1:
@@ -45,7 +50,10 @@ def ranks() -> Iterator[Ranks]:
 
     joined = distributed.is_initialized()
     if not joined:
-        distributed.init_process_group("gloo")
+        store, rank, _ = next(distributed.rendezvous("env://"))
+        # torchrun may keep its store over a restart, with the addresses of the processes that are gone
+        store = distributed.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
     finally:

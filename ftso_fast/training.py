@@ -6,6 +6,7 @@ that computes all of them ends with the same weights.
 """
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -24,30 +25,13 @@ from .errors import NumericalError
 from .image_set import ImageSet
 from .network import Network
 from .optimizer import SGD, clip_norm
+from .ranks import Ranks
 from .recipes import Recipe
 
 DROP_PATH = 6
 """Stream of random numbers, behind those of `image_set`."""
+ALONE = Ranks()
 Indexed = tuple[NDArray[np.int64], Batch]
-
-
-@dataclass(frozen=True)
-class Workers:
-    """The processes that train together; this is number `rank` of `world`."""
-
-    rank: int = 0
-    world: int = 1
-
-    @classmethod
-    def here(cls) -> "Workers":
-        if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
-        return cls()
-
-    def own(self, shards: int) -> range:
-        """The shards that this process computes."""
-        each = shards // self.world
-        return range(self.rank * each, (self.rank + 1) * each)
 
 
 @dataclass
@@ -64,17 +48,20 @@ class Tally:
 class Training:
     """The network, its optimizer, and where in the recipe it is: `step` counts global batches from the beginning."""
 
-    def __init__(self, net: Network, recipe: Recipe, seed: int, shards: int) -> None:
+    def __init__(self, net: Network, recipe: Recipe, seed: int, shards: int, ranks: Ranks = ALONE) -> None:
         self.net, self.recipe, self.seed, self.shards = net, recipe, seed, shards
-        self.workers = Workers.here()
+        self.ranks = ranks
         self.step, self.tally = 0, Tally()
         self.named = dict(net.named_parameters())
         self.weights = list(self.named.values())
-        self.running = [b for b in net.buffers() if b.is_floating_point()]
+        self.buffers = list(net.buffers())
+        self.running = [b for b in self.buffers if b.is_floating_point()]
         self.sgd = SGD(self.weights, recipe.momentum, recipe.weight_decay)
         self.forward: nn.Module = net
-        if self.workers.world > 1:
-            self.forward = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+        if self.ranks.world > 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch have a second name for it
+                self.forward = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
 
     def epoch(self, data: ImageSet, workers: int) -> Iterator[int]:
         """Train to the end of the epoch that `step` is in; yields the step after each."""
@@ -92,7 +79,7 @@ class Training:
                 part=(shard, self.shards),
                 workers=workers,
             )
-            for shard in self.workers.own(self.shards)
+            for shard in self.ranks.own(self.shards)
         ]
         start = time.perf_counter()
         for pieces in zip(*own, strict=True):
@@ -105,11 +92,11 @@ class Training:
             start = time.perf_counter()
 
     def _step(self, pieces: Sequence[Indexed], epoch: int) -> None:
-        before = _copies(self.running) if len(pieces) > 1 else []
+        before = _copies(self.buffers) if len(pieces) > 1 else []
         after: list[Tensor] = []
         sums = torch.zeros(3, dtype=torch.float64)
         for number, (index, batch) in enumerate(pieces):
-            for b, old in zip(self.running, before, strict=bool(before)):
+            for b, old in zip(self.buffers, before, strict=bool(before)):
                 b.copy_(old)
             with self._alone(number + 1 < len(pieces)):
                 loss, logits = self._loss(index, batch, epoch)
@@ -146,11 +133,11 @@ class Training:
 
     def _share(self, sums: Tensor) -> None:
         """What the processes have to know of each other, beside the gradients."""
-        if self.workers.world > 1:
+        if self.ranks.world > 1:
             dist.all_reduce(sums)
             flat = torch.cat([b.flatten() for b in self.running])
             dist.all_reduce(flat)
-            flat /= self.workers.world
+            flat /= self.ranks.world
             for b, part in zip(self.running, flat.split([b.numel() for b in self.running]), strict=True):
                 b.copy_(part.view_as(b))
 
@@ -214,9 +201,9 @@ def measured(net: nn.Module, data: ImageSet, batch_size: int, augmentation: str 
     return {"loss": loss / n, "accuracy": first / n, "top5": five / n}
 
 
-def told(found: dict[str, float]) -> dict[str, float]:
+def told(found: dict[str, float], ranks: Ranks) -> dict[str, float]:
     """What process 0 found, on every process."""
-    if Workers.here().world == 1:
+    if ranks.world == 1:
         return found
     values = torch.tensor(list(found.values()), dtype=torch.float64)
     dist.broadcast(values, 0)
