@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .augment import ARCHITECTURE, WEIGHTS, halves, order
 from .batch import NAMES, Batch, Finish, Raw, Shape, check_batch, check_labels, label_array, nhwc
 from .errors import DataError, UsageError
+from .image_set import ImageSet
 from .loaders import (
     Alternating,
     IndexedLoader,
@@ -29,8 +30,8 @@ from .readers import Images, read_images
 __all__ = ["Batch", "DataReport", "SearchData", "check_batch", "ended_early", "prepare"]
 
 ACCEPTED = (
-    "a file name or 'digits', a DataLoader, a map data set, a tuple (X, y) of arrays, a tuple of two loaders "
-    "(weights, architecture), or an iterable of (images, labels) batches"
+    "a file name or 'digits', an ImageSet, a DataLoader, a map data set, a tuple (X, y) of arrays, a tuple of two "
+    "loaders (weights, architecture), or an iterable of (images, labels) batches"
 )
 
 
@@ -101,6 +102,8 @@ def prepare(data: object, *, classes: int | None, seed: int, batch_size: int = 2
     finish = Finish(seed, classes)
     if isinstance(data, str | Path):
         data = read_images(data)
+    if isinstance(data, ImageSet):
+        return _from_arrays(data.x[data.index], data.labels, data.source, data.classes, False, finish, batch_size)
     if isinstance(data, Images):
         known = None if data.classes is None else len(data.classes)
         return _from_arrays(data.x, data.y, data.name, known, data.official_order, finish, batch_size)

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from . import photos
 from .augment import augment, cut_out, draws, normalised, order
-from .batch import Batch, Shape, check_labels, label_array, nhwc, tensor_of
+from .batch import Batch, Shape, check_labels, check_size, label_array, nhwc, tensor_of
 from .errors import DataError, UsageError
+from .folders import Pictures
 from .readers import Images, read_images
 
 TRAINING, FRACTION = 4, 5
@@ -25,12 +26,12 @@ SIZE = 224
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images (N, H, W, C) of bytes, or floats that are taken as they come; labels (N); index: which of them.
+    """Images (N, H, W, C) of bytes, or floats that are taken as they come; labels (N); index: which of them are used.
 
     Shuffles and augmentation depend on an image's place in `x`, not on the part of it that is used.
     """
 
-    x: NDArray[Any]
+    x: NDArray[Any] | Pictures
     labels_of_all: NDArray[np.int64]
     index: NDArray[np.int64]
     source: str
@@ -181,7 +182,11 @@ def image_set(data: object, *, split: str = "train", classes: int | None = None)
             f"images of type {type(data).__name__} are not accepted: pass a file or folder name or 'digits', a tuple "
             "(X, y) of arrays, a map data set or a DataLoader over one."
         )
-    x = nhwc(tensor_of(data[0], source).cpu().numpy(), source)
+    x: Any = data[0]
+    if isinstance(x, Pictures):
+        check_size(np.empty((0, *x.shape[1:]), np.uint8), source)
+    else:
+        x = nhwc(tensor_of(x, source).cpu().numpy(), source)
     labels = label_array(data[1], source)
     if len(x) != len(labels) or not len(x):
         raise DataError(f"{source}: {len(x)} images and {len(labels)} labels: give one label an image, at least one.")

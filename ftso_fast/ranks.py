@@ -47,12 +47,14 @@ def ranks() -> Iterator[Ranks]:
         yield Ranks()
         return
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     joined = distributed.is_initialized()
     if not joined:
-        store, rank, _ = next(distributed.rendezvous("env://"))
+        store, rank, _ = next(rendezvous("env://"))
         # torchrun may keep its store over a restart, with the addresses of the processes that are gone
-        store = distributed.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())

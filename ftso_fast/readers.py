@@ -1,4 +1,4 @@
-"""Files -> uint8 arrays: scikit-learn's digits, .npz, CIFAR-10's binary files. Nothing is ever unpickled."""
+"""Files -> uint8 arrays: scikit-learn's digits, .npz, CIFAR-10's binary files, pictures. Nothing is ever unpickled."""
 
 import io
 import lzma
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .batch import check_labels, label_array, nhwc
 from .errors import DataError, UsageError
+from .folders import Found, Pictures, has_pictures, in_folder, in_zip
 
 __all__ = ["Images", "read_images"]
 
@@ -50,7 +51,7 @@ class Images:
     `official_order` says that the first half is meant for the weights and the second for the architecture.
     """
 
-    x: NDArray[np.uint8]
+    x: "NDArray[np.uint8] | Pictures"
     y: NDArray[np.int64]
     classes: tuple[str, ...] | None
     official_order: bool
@@ -58,7 +59,8 @@ class Images:
 
 
 def read_images(source: str | Path, *, split: Literal["train", "test"] = "train") -> Images:
-    """Read "digits", an .npz file, or a folder with CIFAR-10's binary files; ./digits is a path.
+    """Read "digits", an .npz file, a folder with CIFAR-10's binary files, or pictures by class in a folder or a zip
+    (see `folders`); ./digits is a path.
 
     UsageError for another split; DataError, with the file and the remedy, for anything that cannot be read.
     """
@@ -69,16 +71,23 @@ def read_images(source: str | Path, *, split: Literal["train", "test"] = "train"
     path = Path(source)
     try:
         if path.is_dir():
-            return _cifar10(path, split)
+            pictures = has_pictures(path)
+            return _pictures(path, in_folder(path, split)) if pictures else _cifar10(path, split)
         if path.is_file():
-            return _npz(path, split)
+            zipped = path.suffix.lower() == ".zip" and zipfile.is_zipfile(path)
+            return _pictures(path, in_zip(path, split)) if zipped else _npz(path, split)
     except (OSError, ValueError) as error:
         if isinstance(error, (DataError, UsageError)):
             raise
         raise DataError(f"{path}: cannot be opened ({error}): check the path and its permissions.") from None
     raise DataError(
-        f"{path}: no such file or folder: give 'digits', an .npz file or a folder of CIFAR-10's .bin files."
+        f"{path}: no such file or folder: give 'digits', an .npz file, a folder of CIFAR-10's .bin files, or pictures."
     )
+
+
+def _pictures(path: Path, found: Found) -> Images:
+    pictures, labels, classes = found
+    return Images(pictures, labels, classes, False, path.name)
 
 
 def _digits(split: str) -> Images:

@@ -18,8 +18,10 @@ def add(commands: Any) -> None:
         "--data",
         required=True,
         metavar="digits|FILE.npz|DIR",
-        help="scikit-learn's digits (a smoke set), an npz file with x_train and y_train, or CIFAR-10's binary folder",
+        help="scikit-learn's digits (a smoke set), an npz file with x_train and y_train, CIFAR-10's binary folder, or "
+        "pictures by class in a folder or zip",
     )
+    search.add_argument("--fraction", type=float, metavar="SHARE", help="search on this share of every class")
     search.add_argument(
         "--mode",
         default="1it",
@@ -65,7 +67,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from ..readers import read_images
+    from ..image_set import ImageSet, image_set
+    from ..readers import Images, read_images
     from ..search import search
 
     config = preset(args.preset)
@@ -73,9 +76,12 @@ def run(args: argparse.Namespace) -> None:
         if args.threads < 1:
             raise UsageError(f"threads: expected a positive number, got {args.threads}")
         torch.set_num_threads(args.threads)
+    data: Images | ImageSet = read_images(args.data)
+    if args.fraction is not None:
+        data = image_set(data).fraction(args.fraction, args.seed)
     with progress_bar("search") as progress:
         result = search(
-            read_images(args.data),
+            data,
             args.mode,
             method=args.method,
             operators=args.operators,
