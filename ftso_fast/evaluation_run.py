@@ -23,7 +23,7 @@ Callback = Callable[[Mapping[str, Any]], None]
 
 
 class EvaluationRun:
-    """data: what is trained on, what is tested on, what to call the latter. every: steps from one checkpoint to the next
+    """data: what is trained on, what is tested on, what to call the latter. every: steps from checkpoint to checkpoint
     within an epoch; keep: so many stay."""
 
     def __init__(
