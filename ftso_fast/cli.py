@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import draw, evaluate, info, nb201, reproduce, search, selfcheck, stability
+from .commands import draw, evaluate, export, info, nb201, reproduce, search, selfcheck, stability
 from .errors import DataError, NumericalError, UsageError
 
-COMMANDS = (search, evaluate, stability, nb201, draw, reproduce, selfcheck, info)  # in the order of the help
+COMMANDS = (search, evaluate, export, stability, nb201, draw, reproduce, selfcheck, info)  # in the order of the help
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -67,7 +67,7 @@ class TrainedCell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, factors: Iterator[Tensor] | None) -> Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        ones = states[0].new_ones(len(s0))
+        ones = states[0].new_ones(1) if factors is None else states[0].new_ones(len(s0))
         for first in range(0, len(self.states), 2):
             two = slice(first, first + 2)
             ops, inputs = self.ops[two], [states[i] for i in self.states[two]]
@@ -128,6 +128,13 @@ class Network(nn.Module):
         if in_channels not in (1, 3):
             raise UsageError(f"in_channels: expected 1 or 3, got {in_channels!r}")
         self.genotype, self.in_channels, self.divisor = genotype, in_channels, 4 if stem == "cifar" else 32
+        self.sizes = {
+            "channels": channels,
+            "cells": cells,
+            "classes": classes,
+            "stem": stem,
+            "in_channels": in_channels,
+        }
         if stem == "cifar":
             before = now = STEM_MULTIPLIER * channels
             self.stem = nn.Sequential(nn.Conv2d(in_channels, now, 3, padding=1, bias=False), trained_norm(now))
