@@ -9,10 +9,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import draw, evaluate, export, info, nb201, reproduce, search, selfcheck, stability
+from .commands import draw, evaluate, export, info, nb201, plan, reproduce, search, selfcheck, stability
 from .errors import DataError, NumericalError, UsageError
 
-COMMANDS = (search, evaluate, export, stability, nb201, draw, reproduce, selfcheck, info)  # in the order of the help
+COMMANDS = (
+    search,
+    plan,
+    evaluate,
+    export,
+    stability,
+    nb201,
+    draw,
+    reproduce,
+    selfcheck,
+    info,
+)  # in the order of the help
 
 
 def _parser() -> argparse.ArgumentParser:
