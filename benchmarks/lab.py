@@ -222,6 +222,7 @@ class Lab:
             seconds = told["seconds"][piece]
             found[arm] = {"ms": 1e3 * median(seconds), "n": len(seconds)}
             found[arm] |= {"peak MB": told["peak MB"]} if piece in COLD else {}
+            found[arm] |= {"saved MB": told["saved MB"]} if piece in COLD and told.get("saved MB") else {}
             if arm == "compile" and (cold := [first for first in COLD if first in told["seconds"]]):
                 found[arm]["first s"] = told["seconds"][cold[0]][0]
         return found
@@ -242,6 +243,7 @@ class Lab:
             row |= {"ms": ms, "n": len(seconds), "rate": rate, "unit": unit, "peers": there, "opponent": opponent}
             row |= {"ratio": there[opponent]["ms"] / ms, "of best": best / ms}
             row |= {"peak MB": told["peak MB"]} if piece in COLD else {}
+            row |= {"saved MB": told["saved MB"]} if piece in COLD and "saved MB" in told else {}
             if unit == "GB/s":
                 row["of copy_"] = rate / limits["copy_"]
             else:

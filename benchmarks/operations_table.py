@@ -112,6 +112,32 @@ def _searches(found: dict[str, Any], threads: int) -> list[str]:
     return lines
 
 
+def network(found: dict[str, Any], stem: str) -> str:
+    """The section of a step of training, and of inference."""
+    arm, rows = f"cpu/{found['machine']['isa']}", found["rows"]
+    pieces = ("training step", "first training step", "network inference")
+    parts = [
+        "## The network that is trained",
+        "20 cells of 36 channels, every edge a sep_conv_3x3, 96 images of 3x32x32; a step with auxiliary head,\n"
+        "dropped paths, clipping and SGD (2 asked for, 1.4 at least; inference 2 and 1.5). From\n"
+        f"[{stem}](../benchmarks/results/{stem}.md), {found['date']}, {found['form']} form, load at start "
+        f"{found['load']}.",
+    ]
+    for threads in sorted({row["threads"] for row in rows.values()}, reverse=True):
+        own = [p for p in pieces if f"{p} {arm} {threads} kept" in rows]
+        pairs = [{m: rows[f"{p} {arm} {threads} {m}"] for m in SETTINGS} for p in own]
+        parts.append("\n".join(_table(pairs, [f"{p}, {threads_in_words(threads)}" for p in own])))
+    for name, what in (("peak MB", "Peak memory over import and data, from cold"), ("saved MB", "Kept for backward")):
+        row = rows.get(f"first training step {arm} {max(row['threads'] for row in rows.values())} default", {})
+        if name in row:
+            peers = {peer: p[name] for peer, p in row["peers"].items() if name in p}
+            share = row[name] / min(peers.values())
+            said = ", ".join(f"{peer} {value:.0f} MB" for peer, value in peers.items())
+            parts.append(f"{what}: {row[name]:.0f} MB; {said}: {share:.0%} of the smallest.")
+    parts += [f"WARNING: {warning}" for warning in found["warnings"]]
+    return "\n\n".join(parts) + "\n"
+
+
 def text(found: dict[str, Any], stem: str) -> str:
     """The whole page."""
     machine = found["machine"]
@@ -147,7 +173,11 @@ def text(found: dict[str, Any], stem: str) -> str:
 def page() -> str | None:
     """The page of the newest results that have convolutions; None where none have."""
     path = newest(lambda found: any(p["operator"] != "skip_cell" for p in chosen(found)))
-    return text(json.loads(path.read_text()), path.stem) if path else None
+    if path is None:
+        return None
+    trained = newest(lambda found: any(row["piece"] == "training step" for row in found["rows"].values()))
+    section = "\n" + network(json.loads(trained.read_text()), trained.stem) if trained else ""
+    return text(json.loads(path.read_text()), path.stem) + section
 
 
 if __name__ == "__main__":

@@ -101,7 +101,9 @@ def block(path: Path) -> str:
 
 def rewritten(text: str) -> str:
     """README's text with the block of the newest results in the long form."""
-    path = newest(lambda found: found["form"] == "long")
+    path = newest(
+        lambda found: found["form"] == "long" and any(r["piece"] == "iteration" for r in found["rows"].values())
+    )
     assert path is not None, "no results in the long form"
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{block(path)}\n{END}{rest.split(END)[1]}"

@@ -1,10 +1,13 @@
-"""The network that is trained with a genotype: a step of training, warm and from cold, and inference."""
+"""The network that is trained with a genotype: a step of training, warm and from cold, and inference. Long form."""
 
 import lab as laboratory
 import pytest
 from lab import OURS
 
-pytestmark = pytest.mark.benchmark(timer=laboratory.clock)
+pytestmark = [
+    pytest.mark.benchmark(timer=laboratory.clock),
+    pytest.mark.skipif(not laboratory.LONG, reason="FTSO_BENCH=long only"),
+]
 
 
 @pytest.mark.parametrize("piece", ["training step", "first training step"])

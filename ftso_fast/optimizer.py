@@ -44,7 +44,7 @@ class SGD:
     """Stochastic gradient descent with momentum (Nesterov's where asked for) and coupled weight decay."""
 
     def __init__(self, tensors: Sequence[Tensor], momentum: float, weight_decay: float, nesterov: bool = False) -> None:
-        self.tensors, self.momentum, self.weight_decay, self.nesterov = tensors, momentum, weight_decay, nesterov
+        self.tensors, self.momentum, self.weight_decay, self.nesterov = list(tensors), momentum, weight_decay, nesterov
         self.velocity: list[Tensor] | None = None
 
     @torch.no_grad()
@@ -56,7 +56,9 @@ class SGD:
         return [self.momentum * v + d for v, d in zip(self.velocity, own, strict=True)]
 
     def _decayed(self, grads: Sequence[Tensor]) -> list[Tensor]:
-        return [g + self.weight_decay * t for t, g in zip(self.tensors, grads, strict=True)]
+        found = list(torch._foreach_mul(self.tensors, self.weight_decay))
+        torch._foreach_add_(found, list(grads))
+        return found
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr: float) -> None:
@@ -64,19 +66,19 @@ class SGD:
         if self.velocity is None:
             self.velocity = [d.clone() for d in directions] if self.nesterov else directions
         else:
-            for v, d in zip(self.velocity, directions, strict=True):
-                v.mul_(self.momentum).add_(d)
-        moves: Sequence[Tensor] = self.velocity
+            torch._foreach_mul_(self.velocity, self.momentum)
+            torch._foreach_add_(self.velocity, directions)
+        moves = self.velocity
         if self.nesterov:
-            moves = [d.add_(v, alpha=self.momentum) for d, v in zip(directions, self.velocity, strict=True)]
-        for t, move in zip(self.tensors, moves, strict=True):
-            t.sub_(move, alpha=lr)
+            torch._foreach_add_(directions, self.velocity, alpha=self.momentum)
+            moves = directions
+        torch._foreach_add_(self.tensors, moves, alpha=-lr)
 
 
 def clip_norm(grads: Sequence[Tensor], limit: float) -> Tensor:
     """Scale `grads` in place so that their common 2-norm is at most `limit`; returns the norm before."""
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
+    every = list(grads)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(every)))
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for g in grads:
-        g.mul_(scale)
+    torch._foreach_mul_(every, scale)
     return norm

@@ -181,8 +181,8 @@ def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _gradient(w: Tensor) -> Tensor:
-    assert w.grad is not None
-    return w.grad
+    """Zeros where nothing that is looked at depends on w: a genotype may leave a node unread."""
+    return torch.zeros_like(w) if w.grad is None else w.grad
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from .operators import OPERATORS, n_batch_norms
 
 WITHOUT_NORMS = ("none", "max_pool_3x3", "avg_pool_3x3")
 """Operators that are not for it: pools of a trained network have no batch norm."""
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def reference(
@@ -83,21 +84,22 @@ def node_sum(
         if name in WITHOUT_NORMS:
             raise ValueError(f"{op}: operators[{i}]: expected skip_connect, a sep_conv or a dil_conv, got {name!r}")
         check_halves(op, [x], [stride], [name], 1)
-    call = _call(inputs, weights, affine, image_weights, [NAMES.index(name) for name in operators], strides)
-    _check(call)
     if running:
-        check_tensors(f"{op}: running", running, [(c,) for c in call.norms for _ in "mv"], inputs[0])
+        C, strided = inputs[0].shape[1], list(zip(operators, strides, strict=True))
+        n = sum(n_batch_norms(name, stride) for name, stride in strided)
+        check_tensors(f"{op}: running", running, [(C,)] * (2 * n), inputs[0])
     table = {"cpu": _cpu, "reference": _reference}
     return choose(op, table, inputs[0])(inputs, operators, strides, weights, affine, running, image_weights)
 
 
-def _check(call: NodeCall) -> None:
+def _checked(call: NodeCall, backend: str, dtypes: Sequence[torch.dtype]) -> NodeCall:
+    """What a call must be, whoever makes it."""
     op, x = "node_sum", call.inputs[0]
     if "skip_connect" in (NAMES[o] for o in call.operators) and 2 in call.strides and x.shape[1] % 2:
         raise ValueError(f"{op}: inputs: expected an even number of channels for halves, got {x.shape[1]}")
-    _node.checked(op, call, "reference", (torch.float32, torch.float64, torch.float16, torch.bfloat16))
     if call.image_weights is not None:
         check_tensor(f"{op}: image_weights", call.image_weights, (len(call.inputs), x.shape[0]), x)
+    return _node.checked(op, call, backend, dtypes)
 
 
 def _call(
@@ -110,8 +112,13 @@ def _call(
     )
 
 
-def _reference(*arguments: Any) -> Tensor:
-    return reference(*arguments)
+def _reference(
+    inputs: Sequence[Tensor], operators: Sequence[str], strides: Sequence[int], weights: Sequence[Tensor],
+    affine: Sequence[Tensor], running: Sequence[Tensor], image_weights: Tensor | None,
+) -> Tensor:  # fmt: skip
+    numbers = [NAMES.index(name) for name in operators]
+    _checked(_call(inputs, weights, affine, image_weights, numbers, strides), "reference", FLOATING)
+    return reference(inputs, operators, strides, weights, affine, running, image_weights)
 
 
 def _cpu(
@@ -134,16 +141,14 @@ _LIB.define(
 )
 
 
-def _checked(*arguments: Any) -> NodeCall:
-    call = _call(*arguments)
-    _check(call)
-    return _node.checked("node_sum", call, "cpu", (torch.float32,))
+def _cpu_call(*arguments: Any) -> NodeCall:
+    return _checked(_call(*arguments), "cpu", (torch.float32,))
 
 
 def _checked_backward(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[NodeCall, Sequence[bool], bool]:
     op = "node_sum_bwd"
     *rest, needs, needs_weights = arguments
-    call = _checked(*rest)
+    call = _cpu_call(*rest)
     check_tensor(f"{op}: grad", grad, call.shape, call.inputs[0])
     check_tensor(f"{op}: saved", saved, (call.saved_floats,), call.inputs[0])
     if len(needs) != len(call.inputs):
@@ -152,7 +157,7 @@ def _checked_backward(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[Nod
 
 
 def _fwd_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _node.forward(_checked(*arguments))
+    return _node.forward(_cpu_call(*arguments))
 
 
 def _bwd_cpu(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[Any, ...]:
@@ -161,7 +166,7 @@ def _bwd_cpu(grad: Tensor, saved: Tensor, *arguments: Any) -> tuple[Any, ...]:
 
 
 def _fwd_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    call = _checked(*arguments)
+    call = _cpu_call(*arguments)
     return call.inputs[0].new_empty(call.shape), call.inputs[0].new_empty(call.saved_floats)
 
 

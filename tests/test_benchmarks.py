@@ -15,6 +15,7 @@ from ftso_fast.kernels import testing
 from measure import assert_equal, running
 from operations import directions, operation_calls
 from torch.utils.flop_counter import FlopCounterMode
+from training import Training, inferring
 
 from ftso_fast import CIFAR10, kernels
 
@@ -177,3 +178,50 @@ def test_a_compilation_that_takes_too_long_is_left_out_and_told():
     assert len(tries) == len(laboratory.warnings) == 1
     assert laboratory.compiles("iteration", 1)
     assert not laboratory.compiles("search", 1)
+
+
+# -- the network that is trained
+
+
+@pytest.mark.parametrize("arm", ["channels_last", "cpu"])
+def test_arms_take_the_same_training_step(arm):
+    found, saved = {}, {}
+    for name in ("eager", arm):
+        with running(name):
+            state = Training(name, batch=4, channels=4, cells=5)
+            state.step()
+            found[name], saved[name] = state, state.saved_mb()
+    assert found[arm].losses == pytest.approx(found["eager"].losses, rel=1e-4)
+    pairs = zip(*(state.sgd.velocity for state in found.values()), strict=True)
+    worst = max(float((a - b).norm() / (a.norm() + 1e-6)) for a, b in pairs)
+    assert worst < 0.3  # masks flip
+    assert saved[arm] < (0.55 if arm == "cpu" else 1.1) * saved["eager"]
+
+
+def test_arms_infer_with_the_same_network():
+    found = {}
+    for arm in ("eager", "channels_last", "cpu"):
+        with running(arm), torch.no_grad():
+            net, images = inferring(arm, batch=4, channels=4, cells=5)
+            found[arm] = net(images)
+            norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            assert len(norms) > 100 if arm == "cpu" else len(norms) <= 2  # a peer's are folded but for two halvings
+    for arm in ("channels_last", "cpu"):
+        torch.testing.assert_close(found[arm], found["eager"], rtol=1e-3, atol=1e-3)
+
+
+def test_the_networks_section_of_the_page():
+    def row(ms, peak):
+        peers = {"eager": {"ms": 9.0, "n": 3, "peak MB": 200.0, "saved MB": 100.0}}
+        own = {"threads": 2, "ms": ms, "n": 4, "rate": 5.0, "unit": "GFLOP/s", "peers": peers, "opponent": "eager"}
+        return own | {"ratio": 9 / ms, "peak MB": peak, "saved MB": 40.0}
+
+    pieces = {"training step": 3.0, "first training step": 4.0, "network inference": 10.0}
+    rows = {f"{p} cpu/x 2 {m}": row(ms, 80.0) for p, ms in pieces.items() for m in ("kept", "default")}
+    found = {"machine": {"isa": "x"}, "rows": rows, "date": "d", "form": "long", "load": 0, "warnings": ["w"]}
+    page = operations_table.network(found, "stem")
+    assert "3.00 eager 9.00 (3)" in page
+    assert "**0.90** eager 9.00 (3)" in page
+    assert "80 MB; eager 200 MB: 40% of the smallest" in page
+    assert "Kept for backward: 40 MB; eager 100 MB: 40% of the smallest" in page
+    assert "WARNING: w" in page

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,6 +185,32 @@ def test_events_reach_callbacks():
     result = trained(callbacks=[events.append])
     assert [event["epoch"] for event in events] == [0, 1, 2]
     assert events == list(result.events)
+
+
+def test_tensorboard_gets_every_epoch(monkeypatch, archive, run, tmp_path):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            written.append(folder)
+
+        def add_scalar(self, *row):
+            written.append(row)
+
+        def flush(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    code, out, _ = run(*command(archive, tmp_path / "run", "--tensorboard", tmp_path / "tb", "--json"))
+    assert code == 0
+    folder, *rows = written
+    assert folder == str(tmp_path / "tb")
+    events = json.loads(out)["events"]
+    assert [row for row in rows if row[0] == "eval_accuracy"] == [
+        ("eval_accuracy", event["eval_accuracy"], event["step"]) for event in events
+    ]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert run(*command(archive, tmp_path / "other", "--tensorboard", tmp_path / "tb"))[0] == 2
 
 
 def test_folders_of_other_runs(whole):

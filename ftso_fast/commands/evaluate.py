@@ -34,6 +34,7 @@ def add(commands: Any) -> None:
     ):
         evaluate.add_argument(f"--{name}", type=float, help=f"in place of the recipe's: {what}")
     evaluate.add_argument("--out", metavar="DIR", help="checkpoints, events.jsonl, result.json and curve.svg go there")
+    evaluate.add_argument("--tensorboard", metavar="DIR", help="also write TensorBoard's event files there")
     evaluate.add_argument("--resume", metavar="auto", help="go on from the newest checkpoint in --out, or begin")
     evaluate.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="also within an epoch")
     evaluate.add_argument("--workers", type=int, default=0, help="threads that prepare batches ahead (default: 0)")
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from ..evaluate import evaluate
+    from ..tensorboard import tensorboard
 
     genotype = genotype_named(args.genotype)
     if args.threads is not None:
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
             workers=args.workers,
             shards=args.shards,
             checkpoint_every=args.checkpoint_every,
+            callbacks=[tensorboard(args.tensorboard)] if args.tensorboard else [],
             progress=progress,
             **changes,
         )
