@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from ftso_fast.kernels import trace
-from measure import NETWORK, Calls, Found, Values, memory_mb, repeat, running, sample, seconds_of
+from measure import NETWORK, Calls, Found, Values, memory_mb, prepared, repeat, running, sample, seconds_of
 from numpy.typing import NDArray
 from operations import operations
 from training import inference, training
@@ -30,15 +30,6 @@ from ftso_fast.run import Run
 BATCH, CLASSES = CIFAR10.batch_size, 10
 ALL_OPERATORS = replace(DARTS, operators=PRIMITIVES)
 PC_DARTS = replace(PC_DARTS_CIFAR10, batch_size=64)
-
-
-def prepared(net: SuperNet, arm: str) -> SuperNet:
-    """The network as `arm` runs it."""
-    if arm == "channels_last":
-        return net.to(memory_format=torch.channels_last)
-    if arm == "compile":
-        net.compile(dynamic=False)
-    return net
 
 
 def batches(arm: str, n: int = BATCH) -> list[Batch]:

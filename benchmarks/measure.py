@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from ftso_fast.kernels import testing
 from torch import Tensor
 
@@ -65,6 +66,15 @@ def running(arm: str) -> Iterator[None]:
     backend, _, isa = arm.partition("/")
     with testing.arm("cpu" if backend == "cpu" else "reference", isa or None):
         yield
+
+
+def prepared(net: Any, arm: str) -> Any:
+    """The network as `arm` runs it."""
+    if arm == "channels_last":
+        return net.to(memory_format=torch.channels_last)
+    if arm == "compile":
+        net.compile(dynamic=False)
+    return net
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

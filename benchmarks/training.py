@@ -8,7 +8,7 @@ import copy
 from typing import Any
 
 import torch
-from measure import Found, memory_mb, repeat, sample, seconds_of
+from measure import Found, memory_mb, prepared, repeat, sample, seconds_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -33,7 +33,7 @@ class Training:
 
     def __init__(self, arm: str, batch: int = BATCH, channels: int = 36, cells: int = 20) -> None:
         torch.manual_seed(0)
-        self.net = network(arm, Network(GENOTYPE, channels, cells, CLASSES, auxiliary=True))
+        self.net = prepared(Network(GENOTYPE, channels, cells, CLASSES, auxiliary=True), arm)
         g = torch.Generator().manual_seed(2)
         images = torch.randn(batch, 3, 32, 32, generator=g)
         self.images = images.to(memory_format=torch.channels_last) if arm == "channels_last" else images
@@ -66,15 +66,6 @@ class Training:
             held = self.net(self.images, self.drop_path)
         del held
         return sum(kept.values()) / 1e6
-
-
-def network(arm: str, net: Network) -> Network:
-    """The network as `arm` runs it."""
-    if arm == "channels_last":
-        return net.to(memory_format=torch.channels_last)
-    if arm == "compile":
-        net.compile(dynamic=False)
-    return net
 
 
 def folded_by_torch(net: nn.Module) -> nn.Module:
@@ -125,6 +116,6 @@ def inferring(arm: str, **sizes: Any) -> tuple[nn.Module, Tensor]:
             norm.running_mean.normal_(0, 0.1, generator=g)  # type: ignore[union-attr]
             norm.running_var.uniform_(0.5, 1.5, generator=g)  # type: ignore[union-attr]
     if not arm.startswith("cpu"):
-        net = network(arm, folded_by_torch(net))  # type: ignore[arg-type]
+        net = prepared(folded_by_torch(net), arm)
     layout = torch.channels_last if arm == "channels_last" else torch.contiguous_format
     return net, state.images.to(memory_format=layout)

@@ -37,6 +37,7 @@ def evaluate(
     fraction: float | None = None,
     classes: int | None = None,
     backend: str | None = None,
+    precision: str = "float32",
     out: str | os.PathLike[str] | None = None,
     resume: str | None = None,
     workers: int = 0,
@@ -54,16 +55,19 @@ def evaluate(
     class of `train`, which then is not trained on. fraction: that share of every class of what is trained on.
     recipe: a name of `recipes.RECIPES` or a Recipe; changes: fields of it that are to differ, which the result states.
 
-    seed: decides everything random. out: a folder for checkpoints, events.jsonl (a line an epoch), result.json and
-    curve.svg. resume="auto": go on from the newest checkpoint in it that verifies, byte for byte as if there had been
-    no interruption at the same number of threads, or begin. checkpoint_every: also after so many steps; keep: so many
-    stay. workers: threads that prepare batches ahead; bytes are the same. shards: each batch is cut into so many parts
-    with batch norm of their own (see `training`); under torchrun, whose processes share them out, as many as there are
-    processes. callbacks: each is called with every event. progress: called with (steps done, steps in all).
+    seed: decides everything random. backend: "cpu" or "reference", which then runs or raises. precision="bf16" computes
+    convolutions and products in bfloat16 by PyTorch's autocast, on the reference backend; tests are in float32, and the
+    result says what bfloat16 would have cost in the last. out: a folder for checkpoints, events.jsonl (a line an
+    epoch), result.json and curve.svg. resume="auto": go on from the newest checkpoint in it that verifies, byte for
+    byte as if there had been no interruption at the same number of threads, or begin. checkpoint_every: also after so
+    many steps; keep: so many stay. workers: threads that prepare batches ahead; bytes are the same. shards: each batch
+    is cut into so many parts with batch norm of their own (see `training`); under torchrun, whose processes share them
+    out, as many as there are processes. callbacks: each is called with every event. progress: called with (steps done,
+    steps in all).
 
     Ctrl-C and SIGTERM end it behind the step at hand, with a checkpoint where there is `out`; several processes end at
-    once, and the checkpoint before counts. Raises UsageError,
-    DataError, NumericalError (a loss or gradient is not finite). Source: FTSO, section 4 and Table 4; DARTS, train.py.
+    once, and the checkpoint before counts. Raises UsageError, DataError, NumericalError (a loss or gradient is not
+    finite). Source: FTSO, section 4 and Table 4; DARTS, train.py.
     """
     chosen = recipe_named(recipe).changed(**changes)
     if resume not in (None, "auto"):
@@ -73,8 +77,12 @@ def evaluate(
     for name, value, least in (("workers", workers, 0), ("keep", keep, 1), ("checkpoint_every", checkpoint_every, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise UsageError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    if precision not in ("float32", "bf16"):
+        raise UsageError(f"precision: expected float32 or bf16, got {precision!r}")
+    if precision == "bf16" and backend not in (None, "reference"):
+        raise UsageError(f"backend: expected reference for bf16, which no kernel computes, got {backend!r}")
     start = time.perf_counter()
-    with chosen_backend(backend), ranks() as here:
+    with chosen_backend("reference" if precision == "bf16" else backend), ranks() as here:
         parts = here.world if shards is None else shards
         if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1 or parts % here.world:
             raise UsageError(f"shards: expected a multiple of the {here.world} processes, got {parts!r}")
@@ -90,7 +98,12 @@ def evaluate(
             in_channels=data[0].shape[0],
         )
         run = EvaluationRun(
-            Training(net, chosen, seed, parts, here), data, out, checkpoint_every, keep, tuple(callbacks)
+            Training(net, chosen, seed, parts, here, precision == "bf16"),
+            data,
+            out,
+            checkpoint_every,
+            keep,
+            tuple(callbacks),
         )
         if resume:
             run.resume()

@@ -22,6 +22,7 @@ class EvaluationResult:
     """Accuracies are shares of `test_images` whose class was the likeliest, by the network after the last epoch and
     after the best one; the best is chosen on the very images that it is reported on, and so flatters.
 
+    bf16_cost: what the last accuracy loses where it is tested in bfloat16, if it was trained so.
     waiting: share of the steps' seconds in which the next batch was waited for. events: one an epoch.
     """
 
@@ -45,6 +46,8 @@ class EvaluationResult:
     waiting: float
     peak_bytes: int
     backend: str
+    precision: str
+    bf16_cost: float | None
     threads: int
     shards: int
     processes: int
@@ -74,6 +77,8 @@ class EvaluationResult:
             + f": {self.images_per_second:.0f} images a second in training, {self.waiting:.1%} of it waiting for data; "
             f"peak memory {self.peak_bytes / 1e6:,.0f} MB",
         ]
+        if self.bf16_cost is not None:
+            lines.append(f"trained in bfloat16; tested in it too, the last accuracy would lose {self.bf16_cost:.2%}")
         lines += [f"a checkpoint was passed over: {why}" for why in self.skipped_checkpoints]
         return "\n".join(lines)
 

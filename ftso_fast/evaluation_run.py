@@ -49,7 +49,8 @@ class EvaluationRun:
     def of_what(self) -> dict[str, Any]:
         """What a checkpoint belongs to."""
         data = {"train": self.train.source, "images": len(self.train), "test": self.split}
-        named = {"genotype": self.training.net.genotype.to_dict(), "recipe": asdict(self.training.recipe)}
+        named: dict[str, Any] = {"genotype": self.training.net.genotype.to_dict()}
+        named |= {"recipe": asdict(self.training.recipe), "precision": "bf16" if self.training.bf16 else "float32"}
         return named | {"seed": self.training.seed, "shards": self.training.shards, "data": data}
 
     def refuse_used(self) -> None:
@@ -144,6 +145,10 @@ class EvaluationRun:
         network = size | {"stem": training.recipe.stem}
         side = SIZE if training.recipe.augmentation == "imagenet" else self.train.shape[1]
         spent, waited, images = (sum(event[name] for event in self.events) for name in ("seconds", "waited", "images"))
+        cost = None
+        if training.bf16:
+            rounded = measured(training.net, self.test, training.recipe.batch_size, training.recipe.augmentation, True)
+            cost = last["eval_accuracy"] - rounded["accuracy"]
         return EvaluationResult(
             genotype=training.net.genotype,
             recipe=training.recipe,
@@ -165,6 +170,8 @@ class EvaluationRun:
             waiting=waited / spent if spent else 0.0,
             peak_bytes=peak_bytes(),
             backend=backend,
+            precision="bf16" if training.bf16 else "float32",
+            bf16_cost=cost,
             threads=torch.get_num_threads(),
             shards=training.shards,
             processes=training.ranks.world,

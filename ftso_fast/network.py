@@ -68,11 +68,12 @@ class TrainedCell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, factors: Iterator[Tensor] | None) -> Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         ones = states[0].new_ones(1) if factors is None else states[0].new_ones(len(s0))
+        rounded = torch.is_autocast_enabled("cpu")
         for first in range(0, len(self.states), 2):
             two = slice(first, first + 2)
             ops, inputs = self.ops[two], [states[i] for i in self.states[two]]
             weights = None if factors is None else [ones if isinstance(op, Identity) else next(factors) for op in ops]
-            if self.training and all(isinstance(op, Identity | Fused | FactorizedReduce) for op in ops):
+            if self.training and not rounded and all(isinstance(op, Identity | Fused | FactorizedReduce) for op in ops):
                 own = [parts(op) for op in ops]
                 tensors = [[t for part in own for t in part[i]] for i in range(3)]
                 dropped = None if weights is None else torch.stack(weights)

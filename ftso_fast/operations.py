@@ -2,7 +2,8 @@
 
 A search's operators (affine=False) normalise by the batch at hand, always. Those of a network that is trained for
 accuracy (affine=True) have weight, bias and running statistics; where it is tested, batch norms are folded into the
-convolutions, unless a gradient is asked for or the reference backend is: then they are their plain PyTorch parts.
+convolutions, unless a gradient is asked for or the reference backend is: then they are their plain PyTorch parts, as
+they are under autocast.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,9 +32,9 @@ class Fused(nn.Sequential):
         self._folded: tuple[object, list[Tensor], list[Tensor]] = None, [], []
 
     def forward(self, x: Tensor) -> Tensor:
+        if plainly(self, self[-1], x):
+            return super().forward(x)
         if tested(self, self[-1]):
-            if plainly(self, x):
-                return super().forward(x)
             return kernels.folded_conv(x, *self.folded(), self.stride, self.dilation)
         weights, affine, running = parts(self)
         return type(self).operation(x, weights, affine, self.stride, running)
@@ -58,8 +59,13 @@ def tested(module: nn.Module, norm: nn.Module) -> bool:
     return not module.training and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats
 
 
-def plainly(module: nn.Module, x: Tensor) -> bool:
-    """Whether batch norms are computed one by one: for gradients, and on the reference backend."""
+def plainly(module: nn.Module, norm: nn.Module, x: Tensor) -> bool:
+    """Whether its parts compute one by one: under autocast; where it is tested, for gradients and on the reference
+    backend."""
+    if torch.is_autocast_enabled("cpu"):
+        return True
+    if not tested(module, norm):
+        return False
     asked = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in module.parameters()))
     return asked or kernels.requested() == "reference"
 
@@ -104,12 +110,12 @@ class FactorizedReduce(nn.Module):
         self.bn = batch_norm(c_out, affine, affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        if plainly(self, self.bn, x):
+            x = self.relu(x)
+            return self.bn(torch.cat((self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])), 1))
         if not tested(self, self.bn):
             (one, two), affine, running = parts(self)
             return kernels.factorized_reduce(x, one, two, affine, running)
-        if plainly(self, x):
-            x = self.relu(x)
-            return self.bn(torch.cat((self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])), 1))
         weight, bias = fold(torch.cat((self.conv_1.weight, self.conv_2.weight)), self.bn)
         weights, biases = weight.chunk(2), bias.chunk(2)
         halves = zip((x, x[:, :, 1:, 1:]), weights, biases, strict=True)

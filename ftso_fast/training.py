@@ -48,9 +48,11 @@ class Tally:
 class Training:
     """The network, its optimizer, and where in the recipe it is: `step` counts global batches from the beginning."""
 
-    def __init__(self, net: Network, recipe: Recipe, seed: int, shards: int, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, net: Network, recipe: Recipe, seed: int, shards: int, ranks: Ranks = ALONE, bf16: bool = False
+    ) -> None:  # fmt: skip
         self.net, self.recipe, self.seed, self.shards = net, recipe, seed, shards
-        self.ranks = ranks
+        self.ranks, self.bf16 = ranks, bf16
         self.step, self.tally = 0, Tally()
         self.named = dict(net.named_parameters())
         self.weights = list(self.named.values())
@@ -143,10 +145,11 @@ class Training:
 
     def _loss(self, index: NDArray[np.int64], batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         smooth = self.recipe.label_smoothing
-        found = self.forward(batch.images, self.drop_path(index, epoch))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            found = self.forward(batch.images, self.drop_path(index, epoch))
         if not isinstance(found, tuple):
-            return F.cross_entropy(found, batch.labels, label_smoothing=smooth), found
-        logits, auxiliary = found
+            return F.cross_entropy(found.float(), batch.labels, label_smoothing=smooth), found
+        logits, auxiliary = (z.float() for z in found)
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=smooth)
         aside = F.cross_entropy(auxiliary, batch.labels, label_smoothing=smooth)
         return loss + self.recipe.auxiliary_weight * aside, logits
@@ -186,12 +189,16 @@ def _gradient(w: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measured(net: nn.Module, data: ImageSet, batch_size: int, augmentation: str = "cifar") -> dict[str, float]:
-    """Loss, and the shares of images whose class is the likeliest, or among the five likeliest, by evaluation mode."""
+def measured(
+    net: nn.Module, data: ImageSet, batch_size: int, augmentation: str = "cifar", bf16: bool = False
+) -> dict[str, float]:  # fmt: skip
+    """Loss, and the shares of images whose class is the likeliest, or among the five likeliest, by evaluation mode;
+    bf16: with convolutions and products in bfloat16."""
     net.eval()
     loss, first, five = 0.0, 0, 0
     for batch in data.test_batches(batch_size, augmentation):
-        logits = net(batch.images)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = net(batch.images).float()
         loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
         ranks = (logits > logits.gather(1, batch.labels[:, None])).sum(1)
         first, five = first + int((ranks < 1).sum()), five + int((ranks < 5).sum())

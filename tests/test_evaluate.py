@@ -235,12 +235,25 @@ def test_folders_of_other_runs(whole):
         ({"batch_size": 64, "shards": 32}, DataError, "arrays: 60 images are no batch of 64 in 32 parts"),
         ({"epoch": 3}, UsageError, "recipe: expected fields among"),
         ({"backend": "tpu"}, UsageError, "backend"),
+        ({"precision": "fp8"}, UsageError, "precision: expected float32 or bf16, got 'fp8'"),
+        ({"precision": "bf16", "backend": "cpu"}, UsageError, "backend: expected reference for bf16"),
         ({"lr": 1e30}, NumericalError, "training: the (loss|gradient) of step"),
     ],
 )
 def test_refusals(more, error, message):
     with pytest.raises(error, match=message):
         trained(**more)
+
+
+def test_bfloat16_says_what_it_costs():
+    result = trained(precision="bf16")
+    assert (result.precision, result.backend) == ("bf16", "reference")
+    assert abs(result.bf16_cost) < 1
+    assert "trained in bfloat16; tested in it too, the last accuracy would lose" in str(result)
+    plain = trained(backend="reference")
+    assert plain.bf16_cost is None
+    assert plain.events[0]["train_loss"] != result.events[0]["train_loss"]
+    assert plain.events[0]["train_loss"] == pytest.approx(result.events[0]["train_loss"], rel=0.1)
 
 
 def test_nothing_to_test_on():

@@ -35,6 +35,17 @@ def preset(name: str | None) -> SearchConfig | None:
     return PRESETS[name] if name else None
 
 
+def use_threads(n: int | None) -> None:
+    """So many, if a number is given."""
+    if n is None:
+        return
+    if n < 1:
+        raise UsageError(f"threads: expected a positive number, got {n}")
+    import torch
+
+    torch.set_num_threads(n)
+
+
 def genotype_named(argument: str) -> Genotype:
     """A published genotype of that name, or what its text, its JSON or a file of either says."""
     return PUBLISHED.get(argument) or Genotype.read(text_or_file(argument))

@@ -4,9 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from ..errors import UsageError
 from ..recipes import RECIPES
-from .console import genotype_named, progress_bar
+from .console import genotype_named, progress_bar, use_threads
 
 
 def add(commands: Any) -> None:
@@ -42,6 +41,7 @@ def add(commands: Any) -> None:
         "--shards", type=int, help="parts of a batch with batch norm of their own (default: processes)"
     )
     evaluate.add_argument("--backend", help="cpu or reference; runs or fails (default: the fastest that can)")
+    evaluate.add_argument("--precision", default="float32", help="float32, or bf16, which says what it costs")
     evaluate.add_argument("--threads", type=int, help="threads to use (default: torch's choice)")
     evaluate.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     evaluate.set_defaults(run=run)
@@ -51,16 +51,11 @@ CHANGES = ("epochs", "batch_size", "channels", "cells", "cutout", "lr", "drop_pa
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
     from ..evaluate import evaluate
     from ..tensorboard import tensorboard
 
     genotype = genotype_named(args.genotype)
-    if args.threads is not None:
-        if args.threads < 1:
-            raise UsageError(f"threads: expected a positive number, got {args.threads}")
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     changes = {name: getattr(args, name) for name in CHANGES if getattr(args, name) is not None}
     with progress_bar("training") as progress:
         result = evaluate(
@@ -72,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
             validation=args.validation,
             fraction=args.fraction,
             backend=args.backend,
+            precision=args.precision,
             out=args.out,
             resume=args.resume,
             workers=args.workers,

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import METHODS, PRESETS
-from ..errors import UsageError
 from ..genotype import REPLACEMENTS
 from ..space import OPERATOR_SETS
-from .console import preset, progress_bar
+from .console import preset, progress_bar, use_threads
 
 
 def add(commands: Any) -> None:
@@ -65,17 +64,12 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
     from ..image_set import ImageSet, image_set
     from ..readers import Images, read_images
     from ..search import search
 
     config = preset(args.preset)
-    if args.threads is not None:
-        if args.threads < 1:
-            raise UsageError(f"threads: expected a positive number, got {args.threads}")
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     data: Images | ImageSet = read_images(args.data)
     if args.fraction is not None:
         data = image_set(data).fraction(args.fraction, args.seed)
