@@ -71,6 +71,7 @@ class Operation:
     """`function` dispatches, `reference` defines; `inputs(case, draw)` draws the tensors, and `call(f, case, tensors)`
     calls either on them. Forward, and forward with backward: `bytes_moved` counts the least that they must read and
     write, `flops` the floating point operations of products and depthwise convolutions, 0 where there are none.
+    `backends`: those that have kernels of it.
     """
 
     function: Callable[..., Tensor]
@@ -81,6 +82,7 @@ class Operation:
     flops: Callable[[Case], tuple[int, int]]
     cases: tuple[Case, ...]
     benchmarks: tuple[Case, ...]
+    backends: tuple[str, ...] = ("cpu", "triton")
 
 
 # -- draws
@@ -154,15 +156,18 @@ def _call_mix(function: Callable[..., Tensor], case: Case, tensors: Sequence[Ten
     return function(tensors[:n], tensors[n], tensors[n + 1], tensors[n + 2 :], case.operators, case.strides, case.k)
 
 
+def dropped_paths(case: Case) -> Tensor:
+    """(E, B): what is left of each image, where a sum's batch norms are affine."""
+    left = (torch.rand(len(case.strides), case.B, generator=generator(case, -1)) < 0.7).float() / 0.7
+    left[:, 0] = 1 / 0.7
+    return left
+
+
 def _call_sum(function: Callable[..., Tensor], case: Case, tensors: Sequence[Tensor]) -> Tensor:
-    """With affine batch norms come dropped paths."""
     edges = list(zip(case.operators, case.strides, strict=True))
     n = len(edges)
     m = n + sum(len(OPERATORS[name].shapes(case.C, case.C, stride)) for name, stride in edges)
-    dropped = None
-    if case.affine:
-        dropped = (torch.rand(n, case.B, generator=generator(case, -1)) < 0.7).to(tensors[0].dtype) / 0.7
-        dropped[:, 0] = 1 / 0.7
+    dropped = dropped_paths(case).to(tensors[0].dtype) if case.affine else None
     return function(tensors[:n], case.operators, case.strides, tensors[n:m], tensors[m:], (), dropped)
 
 
@@ -349,6 +354,7 @@ OPERATIONS = {
         _flops,
         cases=tuple(Case("node_sum", *shape, **more) for shape, more in _SUM_CASES),
         benchmarks=(),
+        backends=("cpu",),
     ),
     "partial_mix": Operation(
         partial_mix,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ftso_fast.kernels import _backend, _memory, _node, testing
+from ftso_fast.kernels.cases import dropped_paths
 
 from ftso_fast import kernels
 
@@ -82,15 +83,18 @@ def test_nothing_around_a_buffer_is_read_or_written(case, isa):
     wanted = computed(case, tensors)
     n = len(case.strides)
     mixed = case.op == "partial_mix"
-    edges = tensors[n : n + 2] if mixed else (torch.ones(1), torch.ones(1, 1))
-    rest = tensors[n + 2 :] if mixed else tensors[1:]
+    edges = tensors[n : n + 2] if mixed else (torch.ones(n), torch.ones(n, 1))
+    rest = tensors[n + 2 :] if mixed else tensors[n:]
     weights, affine = [t for t in rest if t.dim() == 4], [t for t in rest if t.dim() == 1]
     out, core = wanted[0], _backend.core()
     sizes = [(x.shape[2], x.shape[3], s) for x, s in zip(tensors, case.strides, strict=False)]
     N = (case.C_out or case.C) // case.k
-    plan = core.Node(case.B, case.C, N, case.k, [_node.NAMES.index(o) for o in case.operators], sizes)
+    operators = [_node.NAMES.index(o) for o in case.operators] * (n if mixed else 1)
+    plan = core.Node(case.B, case.C, N, case.k, operators, sizes)
     grad = torch.arange(out.numel(), dtype=torch.float64).mul_(0.7548776662466927).frac_().sub_(0.4).float()
-    given = [guarded(t, True) for t in (*tensors[:n], *edges, *weights, *affine, grad.view(out.shape))]
+    dropped = [dropped_paths(case)] if case.op == "node_sum" and case.affine else []
+    originals = (*tensors[:n], *edges, *weights, *affine, grad, *dropped)
+    given = [guarded(t, True) for t in originals]
     shapes = [out, *tensors[:n], *edges, *weights, *affine]
     written = [guarded(t, False) for t in shapes]
     saved, work = (guarded(torch.empty(f), False) for f in (plan.saved_floats(), plan.work_floats()))
@@ -99,23 +103,22 @@ def test_nothing_around_a_buffer_is_read_or_written(case, isa):
         return buffer[1], t.shape[1] * t.shape[2] * t.shape[3], t.shape[2] * t.shape[3]
 
     states = [view(b, t) for b, t in zip(given, tensors[:n], strict=False)]
-    at = [address for _, address in given[n:-1]]
-    split = 2 + len(weights)
-    arguments = (states, at[0], at[1], at[2:split], at[split:])
+    at = [address for _, address in given[n:]]
+    split, end = 2 + len(weights), 2 + len(weights) + len(affine)
+    arguments = (states, at[0], at[1], at[-1] if dropped else 0, at[2:split], at[split:end])
     to = [address for _, address in written]
     plan.forward(*arguments, view(written[0], out), saved[1], 2)
     d_states = [view(b, t) for b, t in zip(written[1:], tensors[:n], strict=False)]
     d = to[1 + n :]
-    backward = (view(given[-1], out), saved[1], work[1], d_states, d[0], d[1], d[2:split], d[split:], [], 2)
+    backward = (view(given[n + end], out), saved[1], work[1], d_states, d[0], d[1], d[2:split], d[split:], [], 2)
     plan.backward(*arguments, *backward)
     found = [buffer[GUARD:-GUARD].view(t.shape) for (buffer, _), t in zip(written, shapes, strict=True)]
     if not mixed:
-        del found[2:4]
+        del found[1 + n : 3 + n]
     assert equal(found, wanted)
     for buffer, _ in (*written, saved, work, *given):
         assert buffer[:GUARD].isnan().all()
         assert buffer[-GUARD:].isnan().all()
-    originals = (*tensors[:n], *edges, *weights, *affine, grad)
     for (buffer, _), t in zip(given, originals, strict=True):
         assert torch.equal(buffer[GUARD:-GUARD], t.flatten()), "an input changed"
 
