@@ -18,7 +18,7 @@ from .evaluation import EvaluationResult
 from .evaluation_run import Callback, EvaluationRun
 from .genotype import Genotype
 from .image_set import ImageSet, image_set
-from .network import Network
+from .network import Network, backend_of_networks
 from .ranks import ranks
 from .recipes import Recipe, recipe_named
 from .run import Progress
@@ -83,9 +83,7 @@ def evaluate(
         raise UsageError(f"backend: expected reference for bf16, which no kernel computes, got {backend!r}")
     start = time.perf_counter()
     with chosen_backend("reference" if precision == "bf16" else backend), ranks() as here:
-        parts = here.world if shards is None else shards
-        if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1 or parts % here.world:
-            raise UsageError(f"shards: expected a multiple of the {here.world} processes, got {parts!r}")
+        parts = here.shards(shards)
         data = _sets(train, test, validation, fraction, classes, seed)
         torch.manual_seed(seed)
         net = Network(
@@ -118,7 +116,7 @@ def evaluate(
 
 def backend_of() -> str:
     """What computes the network: the backend, with its instruction set."""
-    name = kernels.requested() or next(b for b in ("cpu", "reference") if kernels.backends()[b] is None)
+    name = backend_of_networks()
     return f"cpu/{kernels.isa()}" if name == "cpu" else name
 
 

@@ -16,7 +16,8 @@ BETA_INITS = ("random", "zeros")
 @dataclass(frozen=True)
 class Plan:
     """One search. phases: its lengths, one for each super-network. replace: the operator of every kept edge, None
-    where operators are searched. operators: the name of the set, or "own" where a search space brought it."""
+    where operators are searched. operators: the name of the set, or "own" where a search space brought it. shards: the
+    parts of a batch."""
 
     method: Method
     phases: tuple[Mode, ...]
@@ -31,6 +32,7 @@ class Plan:
     config: SearchConfig
     beta_init: str
     early_stop: bool
+    shards: int = 1
 
     @property
     def mode(self) -> str:
@@ -91,6 +93,15 @@ def settle(
         beta_init=beta_init,
         early_stop=early_stop,
     )
+
+
+def in_shards(plan: Plan, shards: int) -> Plan:
+    """The plan on batches of so many parts; raises UsageError."""
+    if shards > 1:
+        for what, given in (("order", plan.order == 2), ("early_stop", plan.early_stop)):
+            if given:
+                raise UsageError(f"{what}: needs whole batches, and they are cut into {shards} shards: use one process")
+    return changed(plan, shards=shards)
 
 
 def only_warm_up(length: Mode, config: SearchConfig) -> UsageError:

@@ -1,4 +1,4 @@
-"""The processes that torchrun started: who this one is, and texts from all of them."""
+"""The processes that torchrun started: who this one is, and texts and sums from all of them."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+from .errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -15,10 +18,30 @@ class Ranks:
     rank: int = 0
     world: int = 1
 
+    def shards(self, asked: int | None) -> int:
+        """Into how many parts a batch is cut: as asked, or one for each process; raises UsageError."""
+        parts = self.world if asked is None else asked
+        if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1 or parts % self.world:
+            raise UsageError(f"shards: expected a multiple of the {self.world} processes, got {parts!r}")
+        return parts
+
     def own(self, parts: int) -> range:
         """Of `parts` things, a multiple of `world`, those that this process cares for."""
         each = parts // self.world
         return range(self.rank * each, (self.rank + 1) * each)
+
+    def total(self, rows: Tensor) -> Tensor:
+        """The sum (n) of all processes' rows (R, n) in their order: the same bytes, however many share them."""
+        if self.world > 1:
+            from torch import distributed
+
+            boxes = [torch.empty_like(rows) for _ in range(self.world)]
+            distributed.all_gather(boxes, rows)
+            rows = torch.cat(boxes)
+        total = rows[0].clone()
+        for row in rows[1:]:
+            total += row
+        return total
 
     def gather(self, texts: Sequence[str]) -> list[str]:
         """The texts of all processes, process after process; every one of them must call it."""
@@ -37,6 +60,9 @@ class Ranks:
             parts = box[:length].numpy().tobytes().split(b"\0")
             found += [part.decode() for part in parts[:count]]
         return found
+
+
+ALONE = Ranks()
 
 
 @contextmanager

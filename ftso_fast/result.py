@@ -24,8 +24,9 @@ class SearchResult:
     backend are also the result's own. operator_search: the second's, or None. operators: the name of the first's set.
     replace: the operator of every edge, None where operators were searched. seconds: wall time by part and in total.
     peak_bytes: the largest resident memory of the process so far. isa: the instruction set of the cpu kernels, None
-    on the reference path. rounding: what `precision` cost, None in float32. Losses are cross entropies in nats on the
-    search's own training batches: no accuracy of the found network, which is not trained here.
+    on the reference path. shards: the parts of a batch, each with batch norm of its own. rounding: what `precision`
+    cost, None in float32. Losses are cross entropies in nats on the search's own training batches: no accuracy of the
+    found network, which is not trained here.
     """
 
     topology_search: Phase
@@ -41,6 +42,7 @@ class SearchResult:
     beta_init: str
     isa: str | None
     precision: str
+    shards: int
     rounding: Rounding | None
     seconds: dict[str, float]
     peak_bytes: int
@@ -144,6 +146,7 @@ class SearchResult:
             "backend": self.backend,
             "isa": self.isa,
             "precision": self.precision,
+            "shards": self.shards,
             "rounding": None if self.rounding is None else asdict(self.rounding),
             "iterations": self.iterations,
             "weight_steps": self.weight_steps,

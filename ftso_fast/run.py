@@ -108,11 +108,15 @@ class Run:
                 f"backend: 'cpu' was asked for, and no kernel computes {', '.join(self.net.space.operators)}"
             )
 
+    def gradient_of(self, batch: Batch, wanted: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The batch's loss, and its gradient by `wanted`."""
+        loss = loss_of(self.net, batch)
+        return loss, list(torch.autograd.grad(loss, wanted))
+
     def architecture_step(self, batch: Batch) -> None:
         """One Adam step on betas and alphas; no weight gradient is computed."""
         with self.timed("architecture"), self.net.only_arch():
-            loss = loss_of(self.net, batch)
-            grads = list(torch.autograd.grad(loss, self.arch))
+            loss, grads = self.gradient_of(batch, self.arch)
             self._move(loss, grads, batch)
 
     def unrolled_step(self, valid: Batch, train: Batch, lr: float) -> None:
@@ -142,7 +146,7 @@ class Run:
         """The first architecture step's gradients against those in float32."""
         precision, self.net.precision = self.net.precision, "float32"
         try:
-            exact = list(torch.autograd.grad(loss_of(self.net, batch), self.arch))
+            _, exact = self.gradient_of(batch, self.arch)
         finally:
             self.net.precision = precision
         if self.config.arch_grad_clip is not None:
@@ -154,8 +158,7 @@ class Run:
     def weight_step(self, batch: Batch, lr: float) -> None:
         """One SGD step on the weights, under the architecture of now; it gets no gradient."""
         with self.timed("weights"), self.net.only_weights():
-            loss = loss_of(self.net, batch)
-            grads = torch.autograd.grad(loss, self.weights)
+            loss, grads = self.gradient_of(batch, self.weights)
             norm = clip_norm(grads, self.config.grad_clip or float("inf"))
             self._record(1, loss, bool(norm.isfinite()))
             self.sgd.step(grads, lr)

@@ -15,7 +15,8 @@ from . import kernels
 from .config import SearchConfig
 from .data import prepare
 from .errors import UsageError
-from .plan import settle
+from .plan import in_shards, settle
+from .ranks import ranks
 from .result import SearchResult
 from .run import Progress, Stream
 from .space import DARTS, SearchSpace
@@ -45,6 +46,7 @@ def search(
     backend: str | None = ...,
     device: str | None = ...,
     precision: str = ...,
+    shards: int | None = ...,
     config: SearchConfig | None = ...,
     progress: Progress | None = ...,
 ) -> SearchResult: ...
@@ -70,6 +72,7 @@ def search(
     backend: str | None = ...,
     device: str | None = ...,
     precision: str = ...,
+    shards: None = ...,
     config: SearchConfig | None = ...,
     progress: Progress | None = ...,
 ) -> "Stability": ...
@@ -94,6 +97,7 @@ def search(
     backend: str | None = None,
     device: str | None = None,
     precision: str = "float32",
+    shards: int | None = None,
     config: SearchConfig | None = None,
     progress: Progress | None = None,
 ) -> "SearchResult | Stability":
@@ -120,7 +124,9 @@ def search(
     `kernels.BACKENDS`, which then runs or raises; None: the fastest that can. device: "cpu" (the default) or
     "cuda", where a step is a CUDA graph after its first two. precision: one of `kernels.PRECISIONS`; other than
     float32 it needs the cpu backend and a skip-only topology search, is for long searches (one iteration follows
-    the gradient's sign only), and the result says what it did to the first gradient. config: default: the method's
+    the gradient's sign only), and the result says what it did to the first gradient. shards: each batch is cut into so
+    many parts with batch norm of their own, gradients are averages; under torchrun, whose processes share them out,
+    as many as there are processes, and every process returns the same. config: default: the method's
     own, its warm-up cut to end before a short search does.
     progress: called with (iterations done, iterations in all or None).
 
@@ -148,6 +154,8 @@ def search(
         early_stop=early_stop,
     )
     where = _device(device)
+    if seeds is not None and shards is not None:
+        raise UsageError(f"seeds: processes share out whole searches, got shards={shards!r} too: leave one of them out")
     if seeds is not None and where.type != "cpu":
         raise UsageError(f"seeds: many searches at once run on the cpu, got device={device!r}: leave one of them out")
     for what, given in (("early_stop", early_stop), ("config.nesterov", plan.config.nesterov)):
@@ -159,8 +167,13 @@ def search(
             from .many import search_seeds
 
             return search_seeds(data, plan, seeds, classes, progress)
-        prepared = prepare(data, classes=classes, seed=seed, batch_size=plan.config.batch_size)
-        phases, rounding = search_stages(plan, prepared.report, Stream(prepared), progress, start, device=where)
+        with ranks() as here:
+            plan = in_shards(plan, here.shards(shards))
+            if plan.shards > 1 and where.type != "cpu":
+                raise UsageError(f"device: expected cpu for {plan.shards} shards, got {device!r}")
+            prepared = prepare(data, classes=classes, seed=seed, batch_size=plan.config.batch_size)
+            stream = Stream(prepared)
+            phases, rounding = search_stages(plan, prepared.report, stream, progress, start, device=where, ranks=here)
         isa = kernels.isa() if any(phase.backend == "cpu" for phase in phases) else None
     seconds = sum((Counter(phase.seconds) for phase in phases), Counter[str]())
     return SearchResult(
@@ -177,6 +190,7 @@ def search(
         beta_init=plan.beta_init,
         isa=isa,
         precision=precision,
+        shards=plan.shards,
         rounding=rounding,
         seconds={**seconds, "total": time.perf_counter() - start},
         peak_bytes=peak_bytes(),

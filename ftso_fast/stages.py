@@ -10,6 +10,7 @@ from .data import DataReport
 from .genotype import PRIMITIVES
 from .phase import Phase, Rounding
 from .plan import Plan, only_warm_up
+from .ranks import ALONE, Ranks
 from .run import Progress, Run, Stream
 from .space import CELLS, SearchSpace, Topology
 from .supernet import SuperNet
@@ -23,6 +24,7 @@ def search_stages(
     start: float,
     first: SuperNet | None = None,
     device: torch.device | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[Phase], Rounding | None]:
     """Every super-network's search in turn; `start` is when the first one's setup began. first: a super-network that
     stands ready for the first of them."""
@@ -44,7 +46,7 @@ def search_stages(
             net = first
         else:
             net, state = network(plan, report, space, topology, state)
-        run = _run(net, plan, device)
+        run = _run(net, plan, device, ranks)
         if plan.early_stop:
             from .early_stop import EarlyStop
 
@@ -64,7 +66,11 @@ def search_stages(
     return phases, rounding
 
 
-def _run(net: SuperNet, plan: Plan, device: torch.device | None) -> Run:
+def _run(net: SuperNet, plan: Plan, device: torch.device | None, ranks: Ranks) -> Run:
+    if plan.shards > 1:
+        from .sharded import ShardedRun
+
+        return ShardedRun(net, plan.config, plan.shards, ranks)
     if device is None or device.type == "cpu":
         return Run(net, plan.config, plan.order)
     from .on_device import DeviceRun

@@ -29,6 +29,8 @@ def describe(result: SearchResult) -> str:
             f"{result.rounding.gradient_error:.2%} of its largest value, {result.rounding.sign_flips} of "
             f"{sum(len(b.after) for b in result.betas.values())} signs flipped."
         )
+    if result.shards > 1:
+        lines.append(f"Batches were cut into {result.shards} shards, each with batch norm of its own.")
     if result.topology_search.eigenvalues:
         lines.append(_early(result.topology_search))
     warm_up = METHODS[result.method].config.warmup_epochs

@@ -25,12 +25,11 @@ from .errors import NumericalError
 from .image_set import ImageSet
 from .network import Network
 from .optimizer import SGD, clip_norm
-from .ranks import Ranks
+from .ranks import ALONE, Ranks
 from .recipes import Recipe
 
 DROP_PATH = 6
 """Stream of random numbers, behind those of `image_set`."""
-ALONE = Ranks()
 Indexed = tuple[NDArray[np.int64], Batch]
 
 

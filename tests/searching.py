@@ -26,6 +26,7 @@ OPTIONS = [
     "beta_only",
     "beta_init",
     "early_stop",
+    "shards",
     "space",
 ]
 SMALL = SearchConfig(cells=4, channels=8, batch_size=8)

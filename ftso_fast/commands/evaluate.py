@@ -52,12 +52,13 @@ CHANGES = ("epochs", "batch_size", "channels", "cells", "cutout", "lr", "drop_pa
 
 def run(args: argparse.Namespace) -> None:
     from ..evaluate import evaluate
+    from ..ranks import ranks
     from ..tensorboard import tensorboard
 
     genotype = genotype_named(args.genotype)
     use_threads(args.threads)
     changes = {name: getattr(args, name) for name in CHANGES if getattr(args, name) is not None}
-    with progress_bar("training") as progress:
+    with ranks() as here, progress_bar("training") as progress:
         result = evaluate(
             genotype,
             args.data,
@@ -77,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
             progress=progress,
             **changes,
         )
+    if here.rank:
+        return
     if args.out:
         print(f"wrote {args.out}: result.json, events.jsonl, curve.svg and checkpoints", file=sys.stderr)
     print(result.to_json() if args.json else result)

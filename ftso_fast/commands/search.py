@@ -57,6 +57,9 @@ def add(commands: Any) -> None:
         default="float32",
         help="float32, bf16_backward or bf16 (default: float32; others print their cost)",
     )
+    search.add_argument(
+        "--shards", type=int, help="parts of a batch with batch norm of their own (default: torchrun's processes, or 1)"
+    )
     search.add_argument("--threads", type=int, help="threads to use (default: torch's choice)")
     search.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     search.add_argument("--out", metavar="DIR", help="also write result.json, genotype.json and cells.svg there")
@@ -65,6 +68,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..image_set import ImageSet, image_set
+    from ..ranks import ranks
     from ..readers import Images, read_images
     from ..search import search
 
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     data: Images | ImageSet = read_images(args.data)
     if args.fraction is not None:
         data = image_set(data).fraction(args.fraction, args.seed)
-    with progress_bar("search") as progress:
+    with ranks() as here, progress_bar("search") as progress:
         result = search(
             data,
             args.mode,
@@ -90,9 +94,12 @@ def run(args: argparse.Namespace) -> None:
             beta_init=args.beta_init,
             early_stop=args.early_stop,
             precision=args.precision,
+            shards=args.shards,
             config=config,
             progress=progress,
         )
+    if here.rank:
+        return
     if args.out:
         folder = Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
