@@ -122,7 +122,7 @@ def traced(step: Callable[[], Any], n: int = 10) -> list[dict[str, Any]]:
 
 def fresh_search(arm: str, found: Found) -> None:
     """The first search of this process, one iteration, batches in memory."""
-    module = sys.modules["ftso_fast.search"]
+    module = sys.modules["ftso_fast.stages"]  # where a search makes its network
     module.SuperNet = lambda *args: prepared(SuperNet(*args), arm)  # type: ignore[attr-defined]
     data = [(batch.images, batch.labels) for batch in batches(arm)]
     before = memory_mb("VmRSS")

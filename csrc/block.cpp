@@ -77,11 +77,11 @@ struct Block {
     }
     image.put(from, s.H, s.W, 0, next, relu);
   }
-  FTSO_APART void put_depthwise(int64_t b, int64_t c, float* out) const {
+  FTSO_APART void put_depthwise(Images g, int64_t b, int64_t c, float* out) const {
     const Normalise normal = normalise(c);
     const auto relu = [=](Vec v) { return max(zero(), normal(v)); };
     const float* from = x(b, c);
-    const int64_t Wo = s.Wo, n = Q;
+    const int64_t Wo = s.Wo, n = Q, next = ahead_of(s.x, b, g, kUnit);
     if constexpr (PAIR) {
       windows<K, S, D>(image, s.depthwise + c * K * K, 8, 16,
                        [=](int64_t r, int64_t, Vec v) { store(out + 16 * r, v); });
@@ -89,7 +89,10 @@ struct Block {
       windows<K, S, D>(image, s.depthwise + c * K * K, s.Ho, Wo,
                        [=](int64_t r, int64_t col, Vec v) { store_part(out + r * Wo + col, v, Wo - col); });
     } else if constexpr (S == 1) {
-      for (int64_t p = 0; p < n; p += kLanes) store_part(out + p, relu(load_part(from + p, n - p)), n - p);
+      for (int64_t p = 0; p < n; p += kLanes) {
+        prefetch(from + p + next);
+        store_part(out + p, relu(load_part(from + p, n - p)), n - p);
+      }
     } else {
       const int64_t W = s.W, Ho = s.Ho;
       for (int64_t r = 0; r < Ho; ++r)
@@ -120,7 +123,7 @@ struct Block {
     for (int64_t c = 0; c < s.C; ++c)
       for (int64_t i = 0; i < g.n; i += kUnit) {
         if constexpr (K > 1) put_image(g, g.b + i, c);
-        put_depthwise(g.b + i, c, depthwise + c * group.ld + i * group.plane);
+        put_depthwise(g, g.b + i, c, depthwise + c * group.ld + i * group.plane);
       }
     outputs.put(depthwise, group.ld, columns_of(g.n), g);
   }
@@ -147,7 +150,7 @@ struct Block {
       const float* d = d_depthwise + c * group.ld + i * group.plane;
       if (s.d_pointwise) {
         if constexpr (K > 1) put_image(g, g.b + i, c);
-        put_depthwise(g.b + i, c, depthwise + c * group.ld + i * group.plane);
+        put_depthwise(g, g.b + i, c, depthwise + c * group.ld + i * group.plane);
         if constexpr (K > 1) windows_gradient<K, S, D>(image, d, s.Ho, PAIR ? 16 : s.Wo, tap_sums);
       }
       if (s.gx.at) input_gradient(g, g.b + i, c, d, sums);
@@ -158,6 +161,7 @@ struct Block {
     const float* from = x(b, c);
     float* to = s.gx.at + b * s.gx.image + c * s.gx.channel;
     const int64_t W = s.W, other = s.x.image, other_to = s.gx.image;
+    const int64_t next_x = ahead_of(s.x, b, g, kUnit), next_gx = ahead_of(s.gx, b, g, kUnit);
     const bool second = both(g, b), adds = s.add;
     const Normalise normal = normalise(c);
     const Vec center = set1(sums ? -s.center_x[c] : 0);
@@ -169,6 +173,7 @@ struct Block {
     };
     const auto put = [&](int64_t r, int64_t col, Vec v) {
       const int64_t at = r * W + col, left = W - col;
+      prefetch(from + at + next_x), prefetch(to + at + next_gx);
       const Vec pixel = PAIR ? Pair::row(from, other, r, second) : load_part(from + at, left);
       v = where_positive(normal(pixel), v);
       if (PAIR)
@@ -200,6 +205,7 @@ struct Block {
       }
     } else if constexpr (S == 1) {
       for (int64_t p = 0, n = Q; p < n; p += kLanes) {
+        prefetch(from + p + next_x), prefetch(to + p + next_gx);
         const Vec v = where_positive(normal(load_part(from + p, n - p)), load_part(d + p, n - p));
         store_part(to + p, adds ? add(v, load_part(to + p, n - p)) : v, n - p);
       }

@@ -24,25 +24,29 @@ FTSO_INLINE void pooled_row(const float* x, int64_t W, Visit visit) {
   });
 }
 
-// Adds `n` weighted planes and a constant to each other, a few vectors at a time.
+// Adds `n` weighted planes and a constant to each other, a few vectors at a time. More planes than the processor
+// follows by itself: the ones behind them (the next channel's, as a rule) are asked for.
 template <int NV>
 FTSO_INLINE void add_up(const float* const* from, const float* weight, int n, float base, float* to, int64_t p,
-                        int64_t left) {
+                        int64_t left, int64_t ahead) {
   Vec acc[NV];
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) acc[v] = set1(base);
   for (int s = 0; s < n; ++s) {
     const Vec w = set1(weight[s]);
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[v] = fma(w, load_part(from[s] + p + v * kLanes, NV > 1 ? kLanes : left), acc[v]);
+    for (int v = 0; v < NV; ++v) {
+      prefetch(from[s] + p + v * kLanes + ahead);
+      acc[v] = fma(w, load_part(from[s] + p + v * kLanes, NV > 1 ? kLanes : left), acc[v]);
+    }
   }
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) store_part(to + p + v * kLanes, acc[v], NV > 1 ? kLanes : left);
 }
 FTSO_INLINE void add_up_plane(const float* const* from, const float* weight, int n, float base, float* to, int64_t Q) {
   int64_t p = 0;
-  for (; p + 4 * kLanes <= Q; p += 4 * kLanes) add_up<4>(from, weight, n, base, to, p, 0);
-  for (; p < Q; p += kLanes) add_up<1>(from, weight, n, base, to, p, Q - p);
+  for (; p + 4 * kLanes <= Q; p += 4 * kLanes) add_up<4>(from, weight, n, base, to, p, 0, Q);
+  for (; p < Q; p += kLanes) add_up<1>(from, weight, n, base, to, p, Q - p, Q);
 }
 
 constexpr int64_t kRun = 256;  // pixels that are added up in float before the sum goes on in double
@@ -66,6 +70,7 @@ FTSO_INLINE double over_plane(int64_t Q, Visit visit) {
 FTSO_INLINE double dot_of_planes(const float* g, const float* y, float center, int64_t Q) {
   const Vec shift = set1(-center);
   return over_plane(Q, [=](int64_t p, int64_t left, Vec acc) {
+    prefetch(y + p + Q);
     return fma(load_part(g + p, left), add(load_part(y + p, left), shift), acc);
   });
 }
@@ -78,6 +83,9 @@ FTSO_INLINE double sum_of_plane(const float* g, int64_t Q) {
 FTSO_INLINE double pass_back(const float* g, const float* x, float weight, float* gx, bool add_to_it, int64_t Q) {
   return over_plane(Q, [=](int64_t p, int64_t left, Vec acc) {
     const Vec d = load_part(g + p, left);
+    prefetch(g + p + Q);
+    if (x) prefetch(x + p + Q);
+    if (gx) prefetch(gx + p + Q);
     if (gx) store_part(gx + p, fma(d, set1(weight), add_to_it ? load_part(gx + p, left) : zero()), left);
     return x ? fma(d, load_part(x + p, left), acc) : acc;
   });

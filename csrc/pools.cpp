@@ -8,20 +8,53 @@ namespace {
 constexpr float kLowest = -__builtin_inff();
 constexpr float kOnes[9] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
 
+// Windows of three rows, column by column: of(offset) makes of a row's pixels what put(r, c, above, here, below) joins,
+// once for all windows that the row is in.
+template <int S, typename Of, typename Put>
+FTSO_INLINE void three_rows(int64_t ld, int64_t Ho, int64_t Wo, Of of, Put put) {
+  for (int64_t c = 0; c < Wo; c += kLanes) {
+    auto above = of(c), here = of(ld + c);
+    for (int64_t r = 0; r < Ho; ++r) {
+      if (S == 2 && r > 0) here = of((2 * r + 1) * ld + c);
+      const auto below = of((S * r + 2) * ld + c);
+      put(r, c, above, here, below);
+      above = S == 1 ? here : below, here = below;
+    }
+  }
+}
+
 // Per output vector its maximum and the tap (0..8, in the order of rows) that has it first: put(r, c, max, tap).
 template <int S, typename Put>
 FTSO_INLINE void maxima(const Image<S>& image, int64_t Ho, int64_t Wo, Put put) {
-  for (int64_t r = 0; r < Ho; ++r)
-    for (int64_t c = 0; c < Wo; c += kLanes) {
-      Vec best = image.template tap<3, 1, 0>(S * r * image.ld + c), tap = zero();
-      each<8>([&](auto i) FTSO_LAMBDA {
-        constexpr int t = i.value + 1;
-        const Vec v = image.template tap<3, 1, t % 3>((S * r + t / 3) * image.ld + c), higher = max(best, v);
-        tap = where_equal(higher, best, tap, set1(static_cast<float>(t)));
-        best = higher;
-      });
-      put(r, c, best, tap);
+  struct Best {
+    Vec value, tap;
+    FTSO_ALWAYS_INLINE void meet(Vec v, Vec t) {
+      const Vec higher = max(value, v);
+      tap = where_equal(higher, value, tap, t), value = higher;
     }
+  };
+  const auto of_row = [&](int64_t offset) FTSO_LAMBDA {
+    Best best{image.template tap<3, 1, 0>(offset), zero()};
+    best.meet(image.template tap<3, 1, 1>(offset), set1(1));
+    best.meet(image.template tap<3, 1, 2>(offset), set1(2));
+    return best;
+  };
+  three_rows<S>(image.ld, Ho, Wo, of_row, [&](int64_t r, int64_t c, Best best, const Best& here, const Best& below) {
+    best.meet(here.value, add(here.tap, set1(3)));
+    best.meet(below.value, add(below.tap, set1(6)));
+    put(r, c, best.value, best.tap);
+  });
+}
+
+// The sums over 3x3: put(r, c, sum).
+template <int S, typename Put>
+FTSO_INLINE void sums_of_nine(const Image<S>& image, int64_t Ho, int64_t Wo, Put put) {
+  const auto of_row = [&](int64_t offset) FTSO_LAMBDA {
+    return add(add(image.template tap<3, 1, 0>(offset), image.template tap<3, 1, 1>(offset)),
+               image.template tap<3, 1, 2>(offset));
+  };
+  three_rows<S>(image.ld, Ho, Wo, of_row,
+                [&](int64_t r, int64_t c, Vec above, Vec here, Vec below) { put(r, c, add(add(above, here), below)); });
 }
 
 template <int S>
@@ -72,7 +105,7 @@ struct Pools {
     clear(s.max, s.C, chunk), clear(s.mean, s.C, chunk);
     every_plane(chunk, [&](int64_t b, int64_t c, const float* x) {
       if (s.max.y.at) {
-        low.put(x, s.H, s.W, kLowest, 0, [](Vec v) { return v; });
+        low.put(x, s.H, s.W, kLowest, s.x.channel, [](Vec v) { return v; });
         Sums sums;
         float* y = at(s.max.y, b, c);
         maxima<S>(low, s.Ho, s.Wo,
@@ -80,10 +113,10 @@ struct Pools {
         sums.flush(s.max.sums + chunk * 2 * s.C, s.C, c, Q);
       }
       if (s.mean.y.at) {
-        zeros.put(x, s.H, s.W, 0, 0, [](Vec v) { return v; });
+        zeros.put(x, s.H, s.W, 0, s.x.channel, [](Vec v) { return v; });
         Sums sums;
         float* y = at(s.mean.y, b, c);
-        windows<3, S, 1>(zeros, kOnes, s.Ho, s.Wo, [&](int64_t r, int64_t col, Vec v) {
+        sums_of_nine<S>(zeros, s.Ho, s.Wo, [&](int64_t r, int64_t col, Vec v) {
           const int64_t here = r * s.Wo + col;
           sums.put(y + here, mul(v, load_part(s.inverse + here, s.Wo - col)), s.Wo - col);
         });
@@ -101,12 +134,15 @@ struct Pools {
   }
   // The gradient for the raw result at a vector of pixels.
   FTSO_ALWAYS_INLINE Vec gradient(const PoolStep::Kind& kind, int64_t b, int64_t c, int64_t p, int64_t left) const {
-    const Vec g = load_part(at(s.g, b, c) + p, left), y = load_part(at(kind.y, b, c) + p, left);
+    const float *from = at(s.g, b, c) + p, *raw = at(kind.y, b, c) + p;
+    prefetch(from + s.g.channel), prefetch(raw + kind.y.channel);
+    const Vec g = load_part(from, left), y = load_part(raw, left);
     const Vec hat = add(y, set1(-kind.center[c]));
     return mul(set1(kind.al[c]), add(g, fma(hat, set1(kind.be[c]), set1(kind.ga[c]))));
   }
   FTSO_ALWAYS_INLINE void add_row(float* gx, int64_t r, int64_t col, Vec v) const {
     float* to = gx + r * s.W + col;
+    prefetch(to + s.gx.channel);
     store_part(to, add(v, load_part(to, s.W - col)), s.W - col);
   }
   // A row of output gradients into a scratch image.
@@ -122,29 +158,37 @@ struct Pools {
       }
     const auto to = [&](int64_t r, int64_t col, Vec v) { add_row(gx, r, col, v); };
     if constexpr (S == 1)
-      windows<3, 1, 1>(d_mean, kOnes, s.H, s.W, to);
+      sums_of_nine<1>(d_mean, s.H, s.W, to);
     else
       spread<3, 1>(d_mean, kOnes, s.H, s.W, to);
   }
   void max_gradient(int64_t b, int64_t c, const float* x, float* gx) const {
-    low.put(x, s.H, s.W, kLowest, 0, [](Vec v) { return v; });
+    low.put(x, s.H, s.W, kLowest, s.x.channel, [](Vec v) { return v; });
     maxima<S>(low, s.Ho, s.Wo, [&](int64_t r, int64_t col, Vec, Vec tap) {
       const int64_t left = s.Wo - col;
       put(d_max, r, col, gradient(s.max, b, c, r * s.Wo + col, left));
       store(taps.at[0] + (r + 1) * taps.ld + kMargin + col, left < kLanes ? select(tail(left), tap, set1(-1)) : tap);
     });
     if constexpr (S == 1) {
-      for (int64_t r = 0; r < s.H; ++r)
-        for (int64_t col = 0; col < s.W; col += kLanes) {
-          Vec total = zero();
-          each<9>([&](auto i) FTSO_LAMBDA {  // the window that has this pixel at tap t
-            constexpr int t = i.value, dx = 1 - t % 3;
-            const int64_t there = (r + 2 - t / 3) * taps.ld + kMargin + col;
-            total = add(total, where_equal(load_shifted<dx>(taps.at[0] + there), set1(static_cast<float>(t)),
-                                           load_shifted<dx>(d_max.at[0] + there), zero()));
+      struct Given {
+        Vec row[3];  // what a row of windows gives the pixels at its taps' first, second and third row
+      };
+      const auto of_row = [&](int64_t offset) FTSO_LAMBDA {
+        Given found{{zero(), zero(), zero()}};
+        each<3>([&](auto x) FTSO_LAMBDA {  // of the windows that have the pixels in this column of theirs
+          const Vec tap = taps.template tap<3, 1, 2 - x.value>(offset),
+                    d = d_max.template tap<3, 1, 2 - x.value>(offset);
+          each<3>([&](auto y) FTSO_LAMBDA {
+            constexpr float t = 3 * y.value + x.value;
+            found.row[y.value] = add(found.row[y.value], where_equal(tap, set1(t), d, zero()));
           });
-          add_row(gx, r, col, total);
-        }
+        });
+        return found;
+      };
+      three_rows<1>(taps.ld, s.H, s.W, of_row,
+                    [&](int64_t r, int64_t col, const Given& above, const Given& here, const Given& below) {
+                      add_row(gx, r, col, add(add(above.row[2], here.row[1]), below.row[0]));
+                    });
     } else {
       for (int64_t r = 0; r < s.Ho; ++r)
         for (int64_t col = 0; col < s.Wo; ++col) {

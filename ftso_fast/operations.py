@@ -7,6 +7,7 @@ they are under autocast.
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +213,7 @@ class MixedOp(nn.Module):
             raise UsageError(f"k: expected a divisor of the {C} channels, got {k}")
         self.stride, self.k, self.operators = stride, k, tuple(operators)
         self.ops = nn.ModuleList(OPS[name](C // k, stride, False) for name in operators)
-        self._places = [(module, name) for module in self.modules() for name in module._parameters]
+        self._places = places_of(self)
 
     def weights(self) -> list[Tensor]:
         """`parameters()` without its walk through all modules: flat, operator after operator."""
@@ -223,10 +224,17 @@ class MixedOp(nn.Module):
         return kernels.partial_mix([x], one, operator_weights[None], self.weights(), self.operators, strides, self.k)
 
 
-def present(places: Sequence[tuple[nn.Module, str]]) -> list[Tensor]:
-    """The parameters at (module, name) that are there: `parameters()` without its walk through all modules."""
-    found = (module._parameters[name] for module, name in places)
-    return [w for w in found if w is not None]
+Places = list[tuple[dict[str, nn.Parameter | None], str]]
+
+
+def places_of(net: nn.Module) -> Places:
+    """Where the parameters of a module stand."""
+    return [(m._parameters, name) for m in net.modules() for name, w in m._parameters.items() if w is not None]
+
+
+def present(places: Places) -> list[Tensor]:
+    """The parameters that stand there: `parameters()` without its walk through all modules."""
+    return cast("list[Tensor]", [parameters[name] for parameters, name in places])
 
 
 def parts(module: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

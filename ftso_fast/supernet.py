@@ -24,7 +24,7 @@ from .errors import UsageError
 from .genotype import N_INPUTS
 from .kernels import NetSpec, cannot, channel_shuffle, choose, skip_cell, skip_net
 from .mixed import MixedCell
-from .operations import FactorizedReduce, ReLUConvBN, batch_norm, present
+from .operations import FactorizedReduce, ReLUConvBN, batch_norm, places_of, present
 from .space import CELLS, DARTS, SearchSpace, Topology
 
 SPREAD = 1e-3
@@ -129,7 +129,7 @@ class SuperNet(nn.Module):
             c_prev_prev, c_prev = c_prev, space.n_nodes * C
         self.classifier = nn.Linear(c_prev, classes)
         self._table: tuple[Tensor, Tensor, Tensor] | None = None
-        self._places = [(module, name) for module in self.modules() for name in module._parameters]
+        self._places = places_of(self)
         edges = [sum(map(len, self.topology[cell])) for cell in CELLS]
         n = len(space.operators)
         self.alphas_normal, self.alphas_reduce = (start(e, n) if n > 1 else None for e in edges)
