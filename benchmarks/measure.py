@@ -24,7 +24,7 @@ MEMORY = {
 """Environments: glibc as it is, which unmaps every large tensor, and glibc told to keep its memory."""
 
 OPERATION = {"output": 5e-5, "gradient": 2e-3}
-NETWORK = {"loss": 2e-6, "betas": 2e-2, "alphas": 2e-2, "weight": 5e-2}
+NETWORK = {"loss": 2e-6, "betas": 1e-2, "alphas": 1e-2, "weight": 5e-2}
 """Largest difference between two float32 arms, as a part of the largest value, by the first word of a value's name:
 losses, the gradient of a cell's betas or alphas, a tensor's update. ReLU and max-pool masks that flip, not rounding,
 set all but the first; an operation's gradients by such masks too, and by weights before a batch norm, whose gradients

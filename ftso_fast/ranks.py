@@ -70,7 +70,7 @@ def ranks() -> Iterator[Ranks]:
     """Within the block the processes are joined, over gloo; outside torchrun there is one."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world < 2:
-        yield Ranks()
+        yield ALONE
         return
     from torch import distributed
     from torch.distributed.distributed_c10d import PrefixStore

@@ -1,5 +1,6 @@
 """FTSO's algorithms 1 and 2 and the two methods that it builds on: super-network after super-network, to a genotype."""
 
+import gc
 import resource
 import sys
 import time
@@ -162,7 +163,7 @@ def search(
         if given and where.type != "cpu":
             raise UsageError(f"{what}: expected False on a GPU, which has no such step, got {given}: search on the cpu")
     start = time.perf_counter()
-    with chosen_backend(backend):
+    with chosen_backend(backend), earlier_objects_left_alone():
         if seeds is not None:
             from .many import search_seeds
 
@@ -205,6 +206,20 @@ def _device(name: str | None) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device: {name!r} was asked for, and torch finds no GPU here")
     return torch.device(name or "cpu")
+
+
+@contextmanager
+def earlier_objects_left_alone() -> Iterator[None]:
+    """Within the block the garbage collector passes over what was there before: going through PyTorch's own objects
+    once takes as long as the steps of a one-iteration search."""
+    if gc.get_freeze_count():  # the caller's own, which `unfreeze` would undo
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

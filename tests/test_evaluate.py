@@ -5,13 +5,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from processes import ranks_of, start, torchrun
 
 from ftso_fast import DataError, NumericalError, UsageError, evaluate
 from ftso_fast.checkpoint import steps
@@ -101,11 +101,6 @@ def command(archive, out, *more):
     return ["evaluate", "DARTS_V2", "--data", str(archive), "--out", str(out), *OPTIONS, *fixed, *more]
 
 
-def start(argv, **more):
-    run = [sys.executable, "-m", *argv]
-    return subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
-
-
 def test_killed_at_random_it_ends_the_same(archive, tmp_path):
     """Long form: FTSO_KILLS=50."""
     rng, want, ended = random.Random(0), None, 0
@@ -143,29 +138,22 @@ def test_a_signal_ends_it_with_a_checkpoint(archive, tmp_path, number, code):
     assert "Traceback" not in errors
 
 
-def torchrun(archive, out, *more):
-    options = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2", "-m", "ftso_fast"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return start([*options, *command(archive, out, *more)], env=env, start_new_session=True)
-
-
 def test_two_processes_end_as_one_does(archive, tmp_path):
     """Byte for byte: a sum of two does not depend on their order. One of two is lost, and both start again."""
     alone = start(["ftso_fast", *command(archive, tmp_path / "one", "--epochs=4")])
     _, errors = alone.communicate(timeout=120)
     assert alone.returncode == 0, errors
-    both = torchrun(archive, tmp_path / "two", "--epochs=4")
+    both = torchrun(["ftso_fast", *command(archive, tmp_path / "two", "--epochs=4")])
     _, errors = both.communicate(timeout=240)
     assert both.returncode == 0, errors
     assert weights(tmp_path / "two") == weights(tmp_path / "one")
     told = json.loads((tmp_path / "two" / "result.json").read_text())
     assert (told["processes"], told["shards"]) == (2, 2)
 
-    robbed = torchrun(archive, tmp_path / "robbed", "--epochs=4")
+    robbed = torchrun(["ftso_fast", *command(archive, tmp_path / "robbed", "--epochs=4")])
     while not steps(tmp_path / "robbed") and robbed.poll() is None:
         time.sleep(0.01)
-    ranks = subprocess.run(["pgrep", "-P", str(robbed.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(ranks[-1]), signal.SIGKILL)
+    os.kill(ranks_of(robbed)[-1], signal.SIGKILL)
     _, errors = robbed.communicate(timeout=240)
     assert robbed.returncode == 0, errors
     assert weights(tmp_path / "robbed") == weights(tmp_path / "one")

@@ -1,6 +1,7 @@
 """The search: repetition, kernels, data, the result, real images; nothing falls back in silence."""
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -76,6 +77,23 @@ def test_global_generators_and_switches_are_left_alone():
     first = document(small())
     torch.manual_seed(6)
     assert document(small()) == first
+
+
+def test_the_garbage_collector_goes_on_as_it_was():
+    seen = []
+    small(mode="2it", progress=lambda done, total: seen.append(gc.get_freeze_count() > 0))
+    assert seen == [True, True]
+    assert gc.get_freeze_count() == 0
+    with pytest.raises(UsageError):
+        small(shards=0)
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        small()
+        assert gc.get_freeze_count() > before / 2  # the caller's own stay
+    finally:
+        gc.unfreeze()
 
 
 # -- kernels

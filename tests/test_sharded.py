@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from processes import ranks_of, start, torchrun
 from searching import SMALL, arrays, document, small
 from torch.nn import functional as F
 
@@ -89,19 +88,7 @@ def images(tmp_path):
 
 
 def command(images, out, *more):
-    return ["-m", "ftso_fast", "search", "--data", images, "--threads", "1", "--out", str(out), *more]
-
-
-def start(arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(run, env=environment, start_new_session=True, **pipes)
-
-
-def torchrun(arguments, processes=2):
-    own = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--max-restarts=2"]
-    return start([*own, *arguments])
+    return ["ftso_fast", "search", "--data", images, "--threads", "1", "--out", str(out), *more]
 
 
 def done(process):
@@ -131,14 +118,16 @@ def test_processes_find_what_one_finds(images, tmp_path, options, shards):
 
 
 def test_a_lost_process_costs_no_answer(images, tmp_path):
-    options = ("--mode=40it",)
-    done(start(command(images, tmp_path / "one", *options, "--shards=2")))
-    robbed = torchrun(command(images, tmp_path / "two", *options))
-    ranks = []
-    while len(ranks) < 2 and robbed.poll() is None:
-        time.sleep(0.05)
-        ranks = subprocess.run(["pgrep", "-P", str(robbed.pid)], capture_output=True, text=True).stdout.split()
-    time.sleep(2.5)
-    os.kill(int(ranks[-1]), signal.SIGKILL)
+    mode = "--mode=100it"
+    done(start(command(images, tmp_path / "one", mode, "--shards=2")))
+    robbed = torchrun(command(images, tmp_path / "two", mode))
+    while len(ranks_of(robbed)) < 2 and robbed.poll() is None:
+        time.sleep(0.01)
+    time.sleep(1)
+    first = set(ranks_of(robbed))
+    os.kill(max(first), signal.SIGKILL)
+    while set(ranks_of(robbed)) <= first:
+        assert robbed.poll() is None, "nothing began again"
+        time.sleep(0.01)
     done(robbed)
     assert found(tmp_path / "two") == found(tmp_path / "one")
