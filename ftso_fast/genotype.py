@@ -28,7 +28,7 @@ N_INPUTS = 2
 MAX_NODES, MAX_TEXT = 64, 64 * 1024
 SCHEMA = "ftso.genotype/1"
 
-# NASNet and AmoebaNet, as the DARTS repository publishes them, use two operators more.
+# NASNet, AmoebaNet and PNAS use two operators more.
 _KNOWN = (*PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7")
 _FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 _FORM = "Genotype(normal=[...], normal_concat=[...], reduce=[...], reduce_concat=[...])"

@@ -2,8 +2,13 @@
 
 NASNet (Zoph et al., 2018) and AmoebaNet (Real et al., 2019) as DARTS' release states them; DARTS_V1 and DARTS_V2 from
 that release (Liu et al., 2019), PDARTS from P-DARTS' (Chen et al., 2019), PC_DARTS_cifar and PC_DARTS_image from
-PC-DARTS' (Xu et al., 2020). SNAS (Xie et al., 2019) as other searches' files of genotypes state it; its counts are the
-2.66 M parameters and 422 M multiply-adds that are quoted for it.
+PC-DARTS' (Xu et al., 2020). ENAS (Pham et al., 2018) is the `fixed_arc` of its release's cifar10_micro_final.sh, PNAS
+(Liu et al., 2018) the cell of the release PNASNet.pytorch, normal and reduction alike; both were trained in networks of
+their own, so the counts that their papers state are not those of ours. SNAS (Xie et al., 2019) as other searches' files
+of genotypes state it; its counts are the 2.66 M parameters and 422 M multiply-adds that are quoted for it.
+
+BayesNAS (Zhou et al., 2019) has none: the cells of its release join up to five operators in a node and several on one
+edge, which no genotype of two edges a node can state.
 """
 
 from .genotype import Genotype
@@ -43,6 +48,18 @@ PUBLISHED = {
         "avg 0 sep3 1  max 0 sep7 2  sep7 0 avg 1  max 0 max 1  7x1 0 sep3 5",
         range(4, 7),
         (3, 4, 6),
+    ),
+    "ENAS": _genotype(
+        "avg 0 sep3 0  skip 0 sep5 0  skip 0 sep5 1  sep3 1 sep5 0  avg 0 sep5 1",
+        "sep3 1 sep3 1  max 0 avg 0  sep5 1 sep5 3  sep3 1 skip 0  max 0 sep5 1",
+        range(2, 7),
+        (2, 4, 5, 6),
+    ),
+    "PNAS": _genotype(
+        "sep5 0 max 0  sep7 1 max 1  sep5 1 sep3 1  sep3 4 max 1  sep3 0 skip 1",
+        "sep5 0 max 0  sep7 1 max 1  sep5 1 sep3 1  sep3 4 max 1  sep3 0 skip 1",
+        range(2, 7),
+        (2, 3, 4, 5, 6),
     ),
     "DARTS_V1": _genotype(
         "sep3 1 sep3 0  skip 0 sep3 1  skip 0 sep3 1  sep3 0 skip 2",

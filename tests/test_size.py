@@ -64,6 +64,21 @@ def test_published_genotypes_survive_both_dialects():
         assert Genotype.from_text(repr(genotype)) == Genotype.from_json(genotype.to_json()) == genotype
 
 
+def test_enas_is_the_architecture_of_its_release():
+    """Its release writes a node as input, operator, input, operator; a cell's output joins what no node reads."""
+    released = (
+        "0 2 0 0 0 4 0 1 0 4 1 1 1 0 0 1 0 2 1 1",
+        "1 0 1 0 0 3 0 2 1 1 3 1 1 0 0 4 0 3 1 1",
+    )
+    names = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect")
+    fields = []
+    for arc in released:
+        numbers = [int(word) for word in arc.split()]
+        states, operators = numbers[::2], [names[i] for i in numbers[1::2]]
+        fields += [list(zip(operators, states, strict=True)), [s for s in range(2, 7) if s not in states]]
+    assert Genotype(*fields) == PUBLISHED["ENAS"]
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
