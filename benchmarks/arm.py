@@ -18,7 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 from ftso_fast.kernels import trace
-from measure import NETWORK, Calls, Found, Values, memory_mb, prepared, repeat, running, sample, seconds_of
+from measure import (
+    NETWORK,
+    Calls,
+    Found,
+    Values,
+    claim_memory,
+    memory_mb,
+    prepared,
+    repeat,
+    running,
+    sample,
+    seconds_of,
+)
 from numpy.typing import NDArray
 from operations import operations
 from training import inference, training
@@ -26,6 +38,7 @@ from training import inference, training
 from ftso_fast import CIFAR10, DARTS, PC_DARTS_CIFAR10, PRESETS, PRIMITIVES, SearchConfig, SearchSpace, SuperNet, search
 from ftso_fast.batch import Batch
 from ftso_fast.run import Run
+from ftso_fast.search import earlier_objects_left_alone
 
 BATCH, CLASSES = CIFAR10.batch_size, 10
 ALL_OPERATORS = replace(DARTS, operators=PRIMITIVES)
@@ -126,6 +139,7 @@ def fresh_search(arm: str, found: Found) -> None:
     module.SuperNet = lambda *args: prepared(SuperNet(*args), arm)  # type: ignore[attr-defined]
     data = [(batch.images, batch.labels) for batch in batches(arm)]
     before = memory_mb("VmRSS")
+    claim_memory()
     start = time.perf_counter()
     result = search(data, "1it", classes=CLASSES, backend="cpu" if arm.startswith("cpu") else "reference")
     found.seconds["search 1it"] = [time.perf_counter() - start]
@@ -176,6 +190,6 @@ if __name__ == "__main__":
     work, arm_name, threads, *path = sys.argv[1:]
     torch.set_num_threads(int(threads))
     told = Found(json.loads(Path(path[0]).read_text()) if path else None)
-    with running(arm_name):
+    with running(arm_name), earlier_objects_left_alone():  # as every search runs
         WORKS[work](arm_name, told)
     print(json.dumps({"seconds": told.seconds, "values": told.values, **told.more}))
