@@ -40,6 +40,10 @@ class Table:
     sha256: str
     entries: tuple[Entry, ...]
 
+    def get(self, wanted: Architecture) -> Entry | None:
+        """Its row; a user's table need not have all."""
+        return next((e for e in self.entries if e.architecture == wanted), None)
+
     def find(self, wanted: "str | int | Architecture") -> Entry:
         """By the benchmark's number, text, or value. Raises UsageError."""
         if isinstance(wanted, str) and wanted.strip().isdecimal() and len(wanted) < 10:
@@ -48,7 +52,7 @@ class Table:
             found = next((e for e in self.entries if e.index == wanted), None)
         else:
             wanted = wanted if isinstance(wanted, Architecture) else Architecture.from_text(wanted)
-            found = next((e for e in self.entries if e.architecture == wanted), None)
+            found = self.get(wanted)
         if found is None:
             raise UsageError(f"architecture: expected one of the table's {len(self.entries):,}, got {wanted}")
         return found

@@ -414,6 +414,15 @@ def test_search_by_the_command(run, tmp_path):
     code, out, err = run("nb201", *options)
     assert code == 0
     assert "give --table" in err
+    others = [row for row in rows(15_625) if str(row[1]) != fields["architecture"]]
+    partial = written(tmp_path, text_of(others))
+    code, out, err = run("nb201", *options, "--table", partial)
+    assert (code, fields["architecture"] in out, "index" in out) == (0, True, False)
+    assert f"{partial}: none of its 15,624 rows is of what was found" in err
+    code, out, err = run("nb201", *options, "--table", partial, "--json")
+    assert (code, json.loads(out)["score"]) == (0, None)
+    assert "none of its 15,624 rows" in err
+    path = written(tmp_path, text_of(rows(15_625)), packed=True)
     code, out, _ = run("reproduce", "table2", "--table", path, "--seeds", 1, *options, "--json")
     assert code == 0
     groups = json.loads(out)["groups"]

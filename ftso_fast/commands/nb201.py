@@ -53,15 +53,17 @@ def run(args: argparse.Namespace) -> None:
             backend=args.backend,
             progress=progress,
         )
-    entry = table.find(result.architecture) if table else None
+    entry = table.get(result.architecture) if table else None
     if args.json:
         print(json.dumps({**result.to_dict(), "score": _score(entry, table)}))
-        return
-    print(result)
-    if entry and table:
-        print(_described(entry, table))
     else:
-        print("give --table to see its accuracies", file=sys.stderr)
+        print(result)
+        if entry and table:
+            print(_described(entry, table))
+        elif table is None:
+            print("give --table to see its accuracies", file=sys.stderr)
+    if table and entry is None:
+        print(f"{table.path}: none of its {len(table.entries):,} rows is of what was found", file=sys.stderr)
 
 
 def _look_up(text: str, table: Table | None, as_json: bool) -> None:
