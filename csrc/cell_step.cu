@@ -90,6 +90,12 @@ const char* cell_shared_bytes(int C, int* forward, int* pool, int* backward) {
   });
 }
 
+const char* cell_unfit(int device) {
+  const OnDevice on(device);
+  cudaFuncAttributes found;
+  return cudaFuncGetAttributes(&found, cell_pool<16>) == cudaSuccess ? nullptr : last_error();  // which forgets it
+}
+
 const char* cell_step_fwd(const CudaCellForward& c, int device, void* stream) {
   Cut cut = cut_of(c.cell, false);
   for (const CudaProduct* p : {&c.main, &c.strided}) cut.vector = cut.vector && aligned(p->z);

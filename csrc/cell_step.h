@@ -59,6 +59,9 @@ int cell_parts(int B, int C, int pixels, bool backward);
 // Shared memory of a program of each kernel.
 const char* cell_shared_bytes(int C, int* forward, int* pool, int* backward);
 
+// Why a device cannot run the kernels: it, or its driver, is older than what they were built for. Null where it can.
+const char* cell_unfit(int device);
+
 const char* cell_step_fwd(const CudaCellForward& c, int device, void* stream);
 const char* cell_step_bwd(const CudaCellBackward& c, int device, void* stream);
 

@@ -52,6 +52,7 @@ ftso::CudaBehind behind(const Behind& d) {
 PYBIND11_MODULE(FTSO_MODULE, m) {
   m.doc() = "The CUDA kernels of ftso_fast: raw pointers, no checks. Call it through ftso_fast.kernels.";
   m.def("cell_parts", &ftso::cell_parts);
+  m.def("cell_unfit", &ftso::cell_unfit);
   m.def("cell_shared_bytes", [](int C) {
     int forward = 0, pool = 0, backward = 0;
     check(ftso::cell_shared_bytes(C, &forward, &pool, &backward));

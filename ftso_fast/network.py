@@ -197,4 +197,4 @@ class Network(nn.Module):
 
 def backend_of_networks() -> str:
     """The backend that computes them: the one asked for, or the fastest that can."""
-    return kernels.requested() or next(b for b in ("cpu", "reference") if kernels.backends()[b] is None)
+    return kernels.requested() or next(b for b in ("cpu", "reference") if kernels.lacks(b) is None)

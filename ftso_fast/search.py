@@ -226,7 +226,7 @@ def earlier_objects_left_alone() -> Iterator[None]:
 def chosen_backend(name: str | None) -> Iterator[None]:
     try:
         with kernels.use_backend(name):
-            if kernels.requested() != "reference" and kernels.backends()["cpu"] is None:
+            if kernels.requested() != "reference" and kernels.lacks("cpu") is None:
                 kernels.isa()  # FTSO_ISA is judged before any work is done
             yield
     except kernels.BackendError as error:

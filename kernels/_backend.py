@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def use_backend(name: str | None) -> Iterator[None]:
     before triton was imported. Raises BackendError for an unknown name, and for one that this machine lacks.
     """
     global _forced
-    if name is not None and (reason := backends()[_known(name, "backend")]):
+    if name is not None and (reason := lacks(_known(name, "backend"))):
         raise BackendError(f"backend {name!r}: {reason}")
     before = _forced
     _forced = name if name is not None else _forced
@@ -107,7 +108,7 @@ def _why_not(backend: str, x: torch.Tensor) -> str | None:
         return reason
     if backend == "cpu" and x.dtype != torch.float32:
         return f"expected float32, got {x.dtype}"
-    return None
+    return unfit(x.device) if backend == "cuda" else None
 
 
 def _absent(backend: str) -> str | None:
@@ -117,6 +118,21 @@ def _absent(backend: str) -> str | None:
     if importlib.util.find_spec("ftso_fast._cuda"):
         return None
     return "the compiled module ftso_fast._cuda is not there; install where nvcc is on the PATH"
+
+
+def unfit(device: torch.device) -> str | None:
+    """Why a GPU cannot run the compiled CUDA kernels; None too where torch sees no GPU, for tensors that are fake."""
+    return _unfit(device) if torch.cuda.is_available() else None
+
+
+@cache
+def _unfit(device: torch.device) -> str | None:
+    index = torch.cuda.current_device() if device.index is None else device.index
+    said = cuda_module().cell_unfit(index)  # of the module's own runtime: what it holds is decided where it is built
+    if not said:
+        return None
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"expected a GPU that its kernels were built for, got compute capability {major}.{minor} ({said})"
 
 
 def choose(
@@ -140,14 +156,22 @@ def choose(
     return next(table[b] for b in BACKENDS if b in table and _why_not(b, x) is None and not cannot.get(b))
 
 
+def lacks(backend: str) -> str | None:
+    """Why this machine cannot run a backend, or None."""
+    if backend in ("cpu", "reference"):
+        return _missing if backend == "cpu" else None
+    if reason := _absent(backend):
+        return reason
+    if not torch.cuda.is_available():
+        if backend == "cuda":
+            return "there is no GPU"
+        return None if interpreted() else "there is no GPU (with TRITON_INTERPRET=1 it is interpreted)"
+    return unfit(torch.device("cuda", torch.cuda.current_device())) if backend == "cuda" else None
+
+
 def backends() -> dict[str, str | None]:
     """Every backend: None where it can run on this machine, else the reason why not."""
-    found: dict[str, str | None] = {"cuda": _absent("cuda"), "triton": _absent("triton")}
-    if not torch.cuda.is_available():
-        found["cuda"] = found["cuda"] or "there is no GPU"
-        if not interpreted():
-            found["triton"] = found["triton"] or "there is no GPU (with TRITON_INTERPRET=1 it is interpreted)"
-    return {**found, "cpu": _missing, "reference": None}
+    return {name: lacks(name) for name in BACKENDS}
 
 
 def isa() -> str:

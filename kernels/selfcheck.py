@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from . import testing
-from ._backend import backends, use_backend
+from ._backend import lacks, use_backend
 
 ON = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 """By device, the backends that have kernels of the table's operations."""
@@ -32,7 +32,7 @@ def selfcheck(device: str, operations: Sequence[str] = ()) -> Iterator[Checked]:
     """Values and every gradient of each operation (of all, where none is named) in every case of the table, against
     float64 on the same device. Backends that this machine lacks are left out, and so is the reference by itself."""
     for backend in ON[device][:-1]:
-        if backends()[backend] is not None:
+        if lacks(backend) is not None:
             continue
         for name in operations or testing.OPERATIONS:
             if backend not in testing.OPERATIONS[name].backends:

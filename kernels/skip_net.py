@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._backend import core, on_first_call, record
+from ._backend import core, on_first_call, record, unfit
 from ._memory import fresh, release
 
 MAX_CHANNELS = 1024
@@ -132,7 +132,7 @@ def _check(
         raise ValueError(f"skip_net: images: expected at least one image, got shape {tuple(images.shape)}")
     if backend not in ("cuda", "triton", "cpu"):
         raise ValueError(f"skip_net: backend: expected one of cuda, triton, cpu, got {backend!r}")
-    reason = cannot(images, spec)[backend]
+    reason = cannot(images, spec)[backend] or (unfit(images.device) if backend == "cuda" else None)
     if reason:
         raise ValueError(f"skip_net: the {backend} backend cannot: {reason}")
     device = torch.device("cpu") if backend == "cpu" else images.device

@@ -154,6 +154,10 @@ def forward(case, given):
     return [t for product in made[:2] if product for t in product] + ([made.pooled] if made.pooled is not None else [])
 
 
+def test_whether_a_device_can_run_it_reaches_python(emulated):
+    assert emulated[0].cell_unfit(0) is None
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forward(case, schedule):
     given, _ = inputs(case)

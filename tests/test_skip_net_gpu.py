@@ -68,6 +68,39 @@ def test_what_the_kernels_cannot_the_reference_does():
             assert kernels.choose("super-network", table, images, cannot) == wanted
 
 
+class Module:
+    """The CUDA module on a GPU of compute capability 7.5."""
+
+    def cell_unfit(self, device):
+        return "no kernel image is available"
+
+
+def test_a_gpu_that_the_cuda_module_was_not_built_for_is_tritons(monkeypatch):
+    table = {name: name for name in kernels.BACKENDS}
+    with FakeTensorMode():
+        images = torch.empty(2, 3, 8, 8, device="cuda:1")
+        edges, spec = torch.empty(14, device="cuda:1"), NetSpec(16, 3, 4)
+    monkeypatch.setattr(_backend, "_absent", lambda name: None)
+    monkeypatch.setattr(_backend, "cuda_module", Module)
+    assert kernels.choose("super-network", table, images) == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    said = r"expected a GPU that its kernels were built for, got compute capability 7\.5 \(no kernel image is available\)"
+    _backend._unfit.cache_clear()
+    try:
+        assert kernels.choose("super-network", table, images) == "triton"
+        with pytest.raises(kernels.BackendError, match=f"backend 'cuda': {said}"), kernels.use_backend("cuda"):
+            pass
+        monkeypatch.setenv("FTSO_BACKEND", "cuda")
+        with pytest.raises(kernels.BackendError, match=f"super-network: backend 'cuda' was asked for .*{said}"):
+            kernels.choose("super-network", table, images)
+        with pytest.raises(ValueError, match=f"skip_net: the cuda backend cannot: {said}"):
+            kernels.skip_net(images, edges, edges, [], spec, backend="cuda")
+    finally:
+        _backend._unfit.cache_clear()
+
+
 def test_a_search_on_the_cpu_leaves_the_gpus_modules_alone():
     code = (
         "import sys, torch, ftso_fast; from ftso_fast import SearchConfig, search;"
