@@ -44,11 +44,20 @@ def power_of_two(n: int, least: int = 1) -> int:
 
 
 def aot_case(
-    name: str, kernel: Any, constants: dict[str, Any], floats: Sequence[str], divisible: Sequence[str], warps: int
+    name: str,
+    kernel: Any,
+    constants: dict[str, Any],
+    floats: Sequence[str],
+    divisible: Sequence[str],
+    warps: int,
+    tensors: Sequence[str] = (),
+    dtype: str = "fp32",
 ) -> tuple[str, Any, dict[str, Any], dict[str, Any], tuple[str, ...], int]:
-    """A kernel to compile ahead of time: its arguments `floats` point to float32, other numbers are 32 bits wide, and
-    those of `divisible` are multiples of 16."""
+    """A kernel to compile ahead of time: its arguments `floats` point to float32, of them `tensors` to `dtype`, other
+    numbers are 32 bits wide, and those of `divisible` are multiples of 16."""
     names = [p.name for p in kernel.params]
     types = {n: "constexpr" if n in constants else "*fp32" if n in floats else "i32" for n in names}
     types |= {"labels": "*i64"} if "labels" in names else {}
+    types |= {n: f"*{dtype}" for n in tensors if n in types}
+    name = name if dtype == "fp32" else f"{name}-{dtype}"
     return name, kernel, types, constants, tuple(n for n in divisible if n in names), warps

@@ -266,7 +266,7 @@ def _affine_gradients(call: NodeCall, plan: Plan, d_affine: Tensor) -> list[Tens
 def aot_cases() -> Iterator[tuple[Any, ...]]:
     """Nodes of two edges, narrow ones as the search has them and wide ones as the networks that it finds."""
     f32 = "*fp32"
-    for width, dtype in (("narrow", "fp32"), ("wide", "fp32"), ("narrow", "bf16")):
+    for width, dtype in (("narrow", "fp32"), ("wide", "fp32"), ("narrow", "bf16"), ("narrow", "fp16")):
         kind = f"*{dtype}"
         block = _tuning.block("node", width, torch.device("cpu"))
         warps, half = block.pop("num_warps"), {name: block[name] for name in ("BC", "BP")}

@@ -415,17 +415,23 @@ STAGES = {
 }
 """Channels, Q, N and S of the stages of the search's own network: 16 channels, 8 cells, k = 4."""
 
+_HALF = ("C16-strided", "C32-nodes")
+"""A normal cell's with all readers and a reduction cell's: compiled for tensors in half precision too."""
+
 _FLOATS = (
     *("z0", "scale0", "shift0", "z1", "scale1", "shift1", "f", "f_scale", "f_shift", "pooled", "edges", "mean", "w"),
     *("w_strided", "z", "z_strided", "sums", "sums_strided", "g", "coefficients", "g_strided", "coefficients_strided"),
     *("d_mean", "bias", "d_bias", "loss", "g0", "g1", "g_f", "g_pooled", "dots", "dw", "dw_strided"),
 )
+_TENSORS = ("z0", "z1", "f", "pooled", "z", "z_strided", "g", "g_strided", "g0", "g1", "g_f", "g_pooled")
 _DIVISIBLE = (*_FLOATS, "labels", "HW", "image0", "image1", "g_image0", "g_image1", "N", "S")
 
 
 def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tuple[str, ...], int]]:
-    """Every kernel at every stage of the search's own network."""
-    for name, (C, Q, N, S) in STAGES.items():
+    """Every kernel at every stage of the search's own network, and at some in half precision."""
+    halves = [(name, dtype) for name in _HALF for dtype in ("bf16", "fp16")]
+    for name, dtype in [*((name, "fp32") for name in STAGES), *halves]:
+        C, Q, N, S = STAGES[name]
         shape = {"C": C, "K": 4, "Q": Q}
         own = tile(C, False)
         rows = {"ROWS": power_of_two(N, 16), "STRIDED_ROWS": power_of_two(S, 16) if S else 0}
@@ -437,8 +443,10 @@ def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tupl
             _FLOATS,
             _DIVISIBLE,
             own.warps,
+            _TENSORS,
+            dtype,
         )
         own = tile(C, True)
         constants = {**shape, "STRIDED": S > 0, "POOLED": N == 0, "NEED0": True, "NEED1": True, "WEIGHTS": N > 0}
         constants |= {"P": own.pixels, "P_WEIGHTS": own.pixels_weights, "ROWS": own.rows_weights}
-        yield aot_case(f"bwd/{name}", bwd, constants, _FLOATS, _DIVISIBLE, own.warps)
+        yield aot_case(f"bwd/{name}", bwd, constants, _FLOATS, _DIVISIBLE, own.warps, _TENSORS, dtype)

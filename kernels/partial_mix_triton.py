@@ -248,7 +248,7 @@ def finish_mix(
 def aot_cases() -> Iterator[tuple[Any, ...]]:
     """A node of the search, of two edges, on every type that it is run on."""
     f32, f64 = "*fp32", "*fp64"
-    for dtype in ("fp32", "bf16"):
+    for dtype in ("fp32", "bf16", "fp16"):
         kind = f"*{dtype}"
         types: dict[str, Any] = dict.fromkeys(
             ("raw", "edge_weights", "operator_weights", "node", "g", "d_edges", "d_operators"), kind

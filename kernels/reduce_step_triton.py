@@ -264,18 +264,19 @@ def paths_backward(
 
 
 def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tuple[str, ...], int]]:
-    """Both kernels at the reduction cells of the search's own network."""
+    """Both kernels at the reduction cells of the search's own network, at the first in half precision too."""
     pixels, pixels_weights = _pixels()
-    for C in (32, 64):
+    for C, dtype in ((32, "fp32"), (64, "fp32"), (32, "bf16"), (32, "fp16")):
         constants = {"C": C, "Q": C // 4, "ROWS": C // 2, "P": pixels}
-        yield aot_case(f"fwd/C{C}", fwd, constants, _FLOATS, _DIVISIBLE, 4)
+        yield aot_case(f"fwd/C{C}", fwd, constants, _FLOATS, _DIVISIBLE, 4, _TENSORS, dtype)
         constants = {"C": C, "Q": C // 4, "NEED0": True, "NEED1": True, "WEIGHTS": True, "P": pixels}
         constants |= {"P_WEIGHTS": pixels_weights}
-        yield aot_case(f"bwd/C{C}", bwd, constants, _FLOATS, _DIVISIBLE, _warps(C))
+        yield aot_case(f"bwd/C{C}", bwd, constants, _FLOATS, _DIVISIBLE, _warps(C), _TENSORS, dtype)
 
 
 _FLOATS = (
     *("z0", "scale0", "shift0", "z1", "scale1", "shift1", "w", "g_f", "f", "coefficients", "pooled", "d_pooled"),
     *("g0", "g1", "sums", "dw"),
 )
+_TENSORS = ("z0", "z1", "g_f", "f", "pooled", "d_pooled", "g0", "g1")
 _DIVISIBLE = (*_FLOATS, "HW", "image0", "image1", "g_image0", "g_image1")

@@ -4,6 +4,7 @@ those of the tiles sum weight gradients.
 # mypy: disable-error-code="no-untyped-def"
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import triton
@@ -183,16 +184,19 @@ def convolution_backward(images: Tensor, d: Behind, coefficients: Tensor, dw: Te
 _FLOATS = (
     *("images", "w", "z", "sums", "scale", "shift", "out", "r", "unit", "g_out", "coefficients", "g", "dw"),
 )  # fmt: skip
+_TENSORS = ("images", "z", "out", "g_out", "g")
 _DIVISIBLE = (*_FLOATS, "HW", "S", "N")
 
 
 def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tuple[str, ...], int]]:
     """Every kernel at 16 channels, colour."""
     own: dict[str, Any] = {"P": _pixels()}
-    for kernel, constants in (
+    kernels = (
         (convolve, {"TAPS": 27, "ROWS": 64}),
         (multiply, {"ROWS": 64}),
         (multiply_bwd, {"COLUMNS": 64}),
         (convolve_bwd, {"TAPS": 27, "COLUMNS": 32}),
-    ):
-        yield aot_case(f"{kernel.__name__}/C16", kernel, constants | own, _FLOATS, _DIVISIBLE, 4)
+    )
+    for dtype, (kernel, constants) in product(("fp32", "bf16", "fp16"), kernels):
+        name = f"{kernel.__name__}/C16"
+        yield aot_case(name, kernel, constants | own, _FLOATS, _DIVISIBLE, 4, _TENSORS, dtype)

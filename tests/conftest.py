@@ -1,6 +1,10 @@
-"""Fixtures, and the guard that a whole run has tested every instruction set that the machine has."""
+"""Fixtures, and the guard that a whole run has tested every instruction set that the machine has.
+
+What tests show by `verified` and `refused` is written to the file that FTSO_VERIFIED names, for docs/verification.md.
+"""
 
 import importlib
+import json
 import os
 import platform
 from pathlib import Path
@@ -18,7 +22,9 @@ os.environ["PYTHONSAFEPATH"] = "1"
 # the name `kernels.skip_net` is the function
 skip_net_module = importlib.import_module("ftso_fast.kernels.skip_net")
 
+VERIFIED = Path(__file__).resolve().parent.parent / "docs" / "verified.json"
 _isas_run: set[str] = set()
+_shown: dict[str, int] = {}
 
 
 def machine_isas() -> list[str]:
@@ -45,6 +51,31 @@ def isa(request):
     ran = {name.split("/")[1] for name, n in kernels.calls().items() if n != before.get(name, 0)}
     assert ran <= {request.param}, f"asked for {request.param}, ran {ran}"
     _isas_run.update(ran)
+
+
+def _recorder(request, *more):
+    """Names what a test shows; the cpu's instruction sets other than the machine's own count for nothing here."""
+
+    def show(op, backend, dtype=torch.float32, ways=("forward", "backward")):
+        if backend == "cpu" and kernels.isa() != kernels.available_isas()[0]:
+            return
+        for way in ways:
+            name = " ".join((op, backend, way, str(dtype).removeprefix("torch."), *more))
+            request.node.user_properties.append(("verified", name))
+
+    return show
+
+
+@pytest.fixture
+def verified(request):
+    """verified(operation, backend, dtype, ways): where this test passes they agree with float64."""
+    return _recorder(request)
+
+
+@pytest.fixture
+def refused(request):
+    """refused(operation, backend, dtype, ways): where this test passes they are refused in a sentence."""
+    return _recorder(request, "refused")
 
 
 @pytest.fixture
@@ -95,15 +126,30 @@ def pytest_testnodedown(node):
     _isas_run.update(getattr(node, "workeroutput", {}).get("isas", ()))
 
 
+def pytest_runtest_logreport(report):
+    if report.when == "call" and report.passed:
+        for name, value in report.user_properties:
+            if name == "verified":
+                _shown[value] = _shown.get(value, 0) + 1
+
+
 def pytest_sessionfinish(session, exitstatus):
     config = session.config
     if hasattr(config, "workeroutput"):
         config.workeroutput["isas"] = sorted(_isas_run)
         return
+    if path := os.environ.get("FTSO_VERIFIED"):
+        Path(path).write_text(json.dumps(_shown))
     whole = config.args_source != config.ArgsSource.ARGS and not config.option.keyword and not config.option.lf
-    if whole and exitstatus == 0 and (missed := set(machine_isas()) - _isas_run):
+    if not whole or exitstatus != 0:
+        return
+    if missed := set(machine_isas()) - _isas_run:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         print(f"\nFAILED: this machine has {', '.join(sorted(missed))}, and no kernel test ran it")
+    documented = json.loads(VERIFIED.read_text())["tests"]
+    if changed := sorted(name for name, n in _shown.items() if documented.get(name) != n):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nFAILED: docs/verified.json is out of date: {', '.join(changed)}")
 
 
 def pytest_report_header():

@@ -2,10 +2,9 @@
 
 The variable TRITON_INTERPRET must be set before triton is imported, so these tests need a process of their own:
 `TRITON_INTERPRET=1 pytest tests/gpu`. `tests/test_gpu.py` starts it; without the variable and a GPU nothing is
-collected here. What passed is written to the file that FTSO_VERIFIED names, for docs/verification.md.
+collected here.
 """
 
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from ftso_fast import kernels
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 collect_ignore_glob = [] if DEVICE == "cpu" or torch.cuda.is_available() else ["test_*.py"]
-_passed: dict[str, int] = {}
 
 
 def patch_once():
@@ -70,26 +68,3 @@ def memory_of_nan(monkeypatch):
         return made.fill_(float("nan")) if made.is_floating_point() else made
 
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
-
-
-@pytest.fixture
-def verified(request):
-    """verified(operation, direction, dtype): what this test shows where it passes."""
-
-    def show(op, direction, dtype):
-        name = str(dtype).removeprefix("torch.")
-        request.node.user_properties.append(("verified", f"{op} triton {direction} {name}"))
-
-    return show
-
-
-def pytest_runtest_logreport(report):
-    if report.when == "call" and report.passed:
-        for name, value in report.user_properties:
-            if name == "verified":
-                _passed[value] = _passed.get(value, 0) + 1
-
-
-def pytest_sessionfinish():
-    if path := os.environ.get("FTSO_VERIFIED"):
-        Path(path).write_text(json.dumps(_passed))
