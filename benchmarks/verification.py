@@ -41,13 +41,20 @@ ABOUT = """\
 Made by `benchmarks/verification.py` from the results of tests; do not edit. No GPU was there: no figure on this page
 was timed on one.
 
-- **run**: the machine's own instruction set, against float64, values and every gradient, all cases of the table.
+- **run**: the machine's own instruction set, against float64, values and every gradient, in all cases.
 - **interpreted**: Triton's interpreter runs the kernel's own text on the cpu, against float64, values and every
   gradient, odd sizes, NaN around inputs and in fresh memory. It shows neither races between programs nor what a GPU's
   compiler makes of it.
 - **compiled**: ahead of time for sm_80, sm_90, sm_100, sm_120 and gfx942, registers, spills, shared memory and barriers
   held to `kernels/aot_budget.json`.
-- **emulated**: the CUDA source, compiled for the cpu with our emulation of threads and barriers.
+- **emulated**: the CUDA source, compiled for the cpu with our emulation of threads and barriers, against float64,
+  values and every gradient.
+- **refused**, **none**: a test shows the sentence that such a call meets. `folded_conv` is for inference and has no
+  derivative. `skip_net` takes float32 tensors on every backend: its `precision` on the cpu is what products are rounded
+  to.
+
+The number is how many tests show it. `mixed_cell`, `node_sum` and `folded_conv` have no kernel for GPUs: on one, the
+choice left alone runs their definitions in plain PyTorch.
 
 On a machine with a GPU, `ftso selfcheck --device cuda` runs the same comparisons there."""
 
@@ -61,15 +68,19 @@ several weights torch's own concatenation of them is one more, forward and backw
 def run() -> dict[str, Any]:
     """Run what shows it; raises where a test fails."""
     found: dict[str, int] = {}
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    here = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    environment = here | {"TRITON_INTERPRET": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py")):
-            if "launches" in path.name:  # reads what is written here
+        for path in sorted((ROOT / "tests").rglob("test_*.py")):
+            if not re.search(r"^ +(verified|refuses)\(", path.read_text(), re.MULTILINE):
                 continue
             passed = Path(folder) / "passed.json"
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
-            subprocess.run(command, cwd=ROOT, check=True, env=environment | {"FTSO_VERIFIED": str(passed)})
-            found |= json.loads(passed.read_text())
+            variables = environment if path.parent.name == "gpu" else here
+            subprocess.run(command, cwd=ROOT, check=True, env=variables | {"FTSO_VERIFIED": str(passed)})
+            shown = json.loads(passed.read_text())
+            assert not set(shown) & set(found), path
+            found |= shown
     code = "import sys, json; sys.path.insert(0, 'tests'); import gpu_launches, torch; from ftso_fast import kernels\n"
     code += "with kernels.use_backend('triton'): print(json.dumps(gpu_launches.launches()))"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=environment, capture_output=True)
@@ -104,8 +115,8 @@ def what_is_verified(verified: dict[str, Any], budget: dict[str, Any]) -> str:
         cells = []
         for way, dtype in columns:
             name = f"{op} {backend} {way} {dtype}"
-            refused = "refused" if backend != "triton" and dtype != "float32" else "not tested"
-            cells.append(_cell(name, tests[name], budget) if name in tests else refused)
+            no = "not tested" if f"{name} refused" not in tests else "none" if dtype == "float32" else "refused"
+            cells.append(_cell(name, tests[name], budget) if name in tests else no)
         table.append([op, backend, *cells])
     return "\n".join(aligned(table))
 

@@ -1,6 +1,6 @@
 """Fixtures, and the guard that a whole run has tested every instruction set that the machine has.
 
-What tests show by `verified` and `refused` is written to the file that FTSO_VERIFIED names, for docs/verification.md.
+What tests show by `verified` and `refuses` is written to the file that FTSO_VERIFIED names, for docs/verification.md.
 """
 
 import importlib
@@ -73,8 +73,8 @@ def verified(request):
 
 
 @pytest.fixture
-def refused(request):
-    """refused(operation, backend, dtype, ways): where this test passes they are refused in a sentence."""
+def refuses(request):
+    """refuses(operation, backend, dtype, ways): where this test passes they are refused in a sentence."""
     return _recorder(request, "refused")
 
 

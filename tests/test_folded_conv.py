@@ -1,6 +1,6 @@
 """Separable blocks with folded batch norms: values, what they equal in training mode's place, wrong calls."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -35,6 +35,24 @@ def error(form, x, weights, biases, stride):
         got = folded_conv(x, weights, biases, stride, dilation)
     assert got.shape == want.shape
     return float((got - want).abs().max() / want.abs().max())
+
+
+@pytest.mark.parametrize(("form", "stride"), list(product(FORMS, (1, 2))), ids=str)
+def test_every_form(form, stride, isa, verified):
+    """Inputs are channels in the midst of NaN."""
+    x, weights, biases = drawn(form, 3, 5, 6, 17, 9, 11, 5)
+    with testing.arm("cpu", isa):
+        assert error(form, testing.VIEWS["second"](x), weights, biases, stride) < 2e-6
+    verified("folded_conv", "cpu", ways=["forward"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_meets_a_sentence(dtype, refuses):
+    x, weights, biases = drawn("dil_conv", 2, 4, 4, 4, 8, 8, 3)
+    tensors = x.to(dtype), [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
+    with kernels.use_backend("cpu"), pytest.raises(kernels.BackendError, match=f"expected float32, got {dtype}"):
+        folded_conv(*tensors, dilation=2)
+    refuses("folded_conv", "cpu", dtype)
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,10 +120,11 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.ftso_fast.folded_conv.default, (x, weights, biases, 1, 1))
 
 
-def test_a_gradient_is_refused():
+def test_a_gradient_is_refused(refuses):
     x, weights, biases = drawn("dil_conv", 2, 4, 4, 4, 8, 8, 3)
     with pytest.raises(RuntimeError, match=r"expected no gradient"):
         folded_conv(x.requires_grad_(), weights, biases, dilation=2)
+    refuses("folded_conv", "cpu", ways=["backward"])
 
 
 X, (D, P), (BIAS,) = drawn("dil_conv", 2, 4, 4, 4, 8, 8, 3)

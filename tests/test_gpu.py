@@ -41,7 +41,7 @@ def test_interpreted(path, tmp_path):
     assert code == 0, said[-6000:]
     documented = json.loads(verification.VERIFIED.read_text())["tests"]
     shown = json.loads(passed.read_text())
-    assert set(shown) <= set(documented)
+    assert shown == {name: documented.get(name) for name in shown}
 
 
 BUDGET = json.loads(aot.BUDGET.read_text())
@@ -185,6 +185,46 @@ def test_the_page_covers_every_operation_forward_and_backward():
     for op, operation in testing.OPERATIONS.items():
         for backend in operation.backends:
             assert {f"{op} {backend} forward float32", f"{op} {backend} backward float32"} <= set(shown)
+
+
+def test_every_cell_of_the_page_says_what_a_test_shows():
+    """Tested and compiled, or refused; and what is in no table of cases has its row."""
+    table = verification.what_is_verified(json.loads(verification.VERIFIED.read_text()), BUDGET)
+    assert "not tested" not in table
+    assert "not compiled" not in table
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:3]) for line in table.splitlines()}
+    chains = {("skip_net", "cpu"), ("skip_net", "triton"), ("mixed_cell", "cpu"), ("folded_conv", "cpu")}
+    assert chains | {(step, "triton") for step in ("cell_step", "reduce_step", "stem_step")} <= rows
+    assert ("cell_step", "cuda") in rows
+
+
+def test_a_cell_that_no_test_shows_says_so():
+    tests = {"skip_cell triton forward float32": 1, "skip_cell triton backward float16 refused": 1}
+    row = verification.what_is_verified({"tests": tests}, {}).splitlines()[-1]
+    cells = [cell.strip() for cell in row.split("|")[3:-1]]
+    assert cells == ["interpreted (1), not compiled ahead of time", *["not tested"] * 4, "refused"]
+
+
+@pytest.mark.parametrize("op", ["mixed_cell", "node_sum", "folded_conv"])
+def test_what_has_no_kernel_for_a_gpu_runs_its_definition_there(op, monkeypatch):
+    ran = []
+
+    def spy(name, table, x):
+        ran.append((table, kernels.choose(name, table, x)))
+        return lambda *arguments: x
+
+    monkeypatch.setattr(importlib.import_module(f"ftso_fast.kernels.{op}"), "choose", spy)
+    with FakeTensorMode():
+        x, w, bias = (torch.empty(*shape, device="cuda") for shape in ((2, 4, 6, 6), (4, 4, 1, 1), (4,)))
+        one, row = torch.empty(1, device="cuda"), torch.empty(1, 1, device="cuda")
+        {
+            "mixed_cell": lambda: kernels.mixed_cell(x, x, one, row, [], ["none"], [[0]]),
+            "node_sum": lambda: kernels.node_sum([x], ["skip_connect"], [1], []),
+            "folded_conv": lambda: kernels.folded_conv(x, [w], [bias]),
+        }[op]()
+    ((table, chosen),) = ran
+    assert chosen is table["reference"]
+    assert not {"cuda", "triton"} & set(table)
 
 
 # -- blocks

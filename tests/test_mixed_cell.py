@@ -69,7 +69,7 @@ def relative(got, want):
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_equals_its_nodes_and_the_reference(case, isa):
+def test_equals_its_nodes_and_the_reference(case, isa, verified):
     tensors = drawn(*case)
     want = values(of(case, reference), tensors, torch.float64)
     with testing.arm("cpu", isa):
@@ -81,6 +81,15 @@ def test_equals_its_nodes_and_the_reference(case, isa):
     assert relative(got, nodes) < 1e-4
     plain = relative(values(of(case, reference), tensors), want)
     assert relative(got, want) < max(4 * plain, 1e-5)
+    verified("mixed_cell", "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_meets_a_sentence(dtype, refuses):
+    x0, x1, edges, alphas, *weights = (t.to(dtype) for t in drawn(*CASES[0]))
+    with kernels.use_backend("cpu"), pytest.raises(kernels.BackendError, match=f"expected float32, got {dtype}"):
+        of(CASES[0])(x0, x1, edges, alphas, weights)
+    refuses("mixed_cell", "cpu", dtype)
 
 
 def test_the_comparison_can_fail():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ftso_fast.kernels import cases
+from ftso_fast.kernels import cases, testing
 
 from ftso_fast import kernels
 
@@ -235,6 +235,17 @@ def test_backend_asked_for_by_name_never_falls_back():
     assert kernels.relu_conv_bn(x, P.double()).dtype == torch.float64  # the automatic choice takes the reference
     with kernels.use_backend("cpu"):
         refused(lambda: kernels.relu_conv_bn(x, P.double()), r"relu_conv_bn: .*expected float32", kernels.BackendError)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("op", [op for op, operation in testing.OPERATIONS.items() if "cpu" in operation.backends])
+def test_half_precision_meets_a_sentence(op, dtype, refuses):
+    operation = testing.OPERATIONS[op]
+    case = operation.cases[0]
+    tensors = [t.to(dtype) for t in operation.inputs(case, 0)]
+    with kernels.use_backend("cpu"), pytest.raises(kernels.BackendError, match=f"expected float32, got {dtype}"):
+        operation.call(operation.function, case, tensors)
+    refuses(op, "cpu", dtype)
 
 
 def test_reference_runs_no_kernel():

@@ -73,6 +73,19 @@ def test_bad_call_is_one_sentence_and_reaches_no_kernel(name):
     assert kernels.calls() == before
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_half_precision_meets_a_sentence(backend, dtype, refuses):
+    images, normal, reduce, weights, spec = arguments(spec=NetSpec(16, 4, 4))
+    before = kernels.calls()
+    with pytest.raises(TypeError, match=f"skip_net: images: expected float32 on .*, got {dtype}"):
+        skip_net(images.to(dtype), normal, reduce, weights, spec, backend=backend)
+    with pytest.raises(TypeError, match=rf"skip_net: weights\[0\]: expected float32 on .*, got {dtype}"):
+        skip_net(images, normal, reduce, [w.to(dtype) for w in weights], spec, backend=backend)
+    assert kernels.calls() == before
+    refuses("skip_net", backend, dtype)
+
+
 def test_second_backward_pass_computes_again_what_the_first_used_up():
     args = arguments()
     logits = skip_net(*args).sin().sum()
