@@ -22,7 +22,14 @@ from ftso_fast import kernels
 ROOT = Path(__file__).resolve().parents[1]
 
 # CUDA graphs can capture what asks the runtime for nothing else
-ALLOWED = {"cudaFuncGetAttributes", "cudaFuncSetAttribute", "cudaGetDevice", "cudaSetDevice", "cudaGetLastError", "cudaGetErrorString"}
+ALLOWED = {
+    "cudaFuncGetAttributes",
+    "cudaFuncSetAttribute",
+    "cudaGetDevice",
+    "cudaSetDevice",
+    "cudaGetLastError",
+    "cudaGetErrorString",
+}
 
 
 def missing(*needed):

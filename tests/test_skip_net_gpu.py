@@ -86,7 +86,10 @@ def test_a_gpu_that_the_cuda_module_was_not_built_for_is_tritons(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    said = r"expected a GPU that its kernels were built for, got compute capability 7\.5 \(no kernel image is available\)"
+    said = (
+        r"expected a GPU that its kernels were built for, "
+        r"got compute capability 7\.5 \(no kernel image is available\)"
+    )
     _backend._unfit.cache_clear()
     try:
         assert kernels.choose("super-network", table, images) == "triton"
