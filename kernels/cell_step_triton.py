@@ -416,7 +416,8 @@ STAGES = {
 """Channels, Q, N and S of the stages of the search's own network: 16 channels, 8 cells, k = 4."""
 
 _HALF = ("C16-strided", "C32-nodes")
-"""A normal cell's with all readers and a reduction cell's: compiled for tensors in half precision too."""
+"""A normal cell's with all readers and a reduction cell's: compiled in half precision too, which no search runs in.
+Backward at C16, which is not among them, would spill 8 bytes on sm_90."""
 
 _FLOATS = (
     *("z0", "scale0", "shift0", "z1", "scale1", "shift1", "f", "f_scale", "f_shift", "pooled", "edges", "mean", "w"),
