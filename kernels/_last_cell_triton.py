@@ -5,10 +5,13 @@ the batch's mean cross entropy and its gradients. An image is a program.
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
+from ._launch import power_of_two
 from ._nodes_triton import nodes, state
 from ._tile_triton import to
 
@@ -24,6 +27,27 @@ class Head(NamedTuple):
     dw: Tensor
     d_bias: Tensor
     loss: Tensor
+
+
+LARGEST = 4096
+"""Of a classifier in `pool`, its classes, as a power of two, times the channels of a node: with twice as many,
+registers spill on GPUs that `aot` compiles for."""
+
+
+def fits(classes: int, channels: int) -> bool:
+    """Whether `pool` takes the classifier; a larger one is `classify`'s."""
+    return power_of_two(classes, 2) * channels <= LARGEST
+
+
+def classify(mean: Tensor, head: Head) -> None:
+    """What `pool` makes of the mean over the image (B, 4C), by torch; the whole batch is one part."""
+    logs = torch.addmm(head.bias, mean, head.w.t()).log_softmax(1)
+    head.loss.copy_(F.nll_loss(logs, head.labels))
+    hot = torch.zeros_like(logs).scatter_(1, head.labels[:, None], 1.0)
+    d = (logs.exp() - hot) / len(mean)
+    torch.mm(d, head.w, out=head.d_mean)
+    torch.mm(d.t(), mean, out=head.dw.view_as(head.w))
+    torch.sum(d, 0, keepdim=True, out=head.d_bias)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._last_cell_triton import Head, pool
+from ._last_cell_triton import LARGEST, Head, pool
 from ._launch import aot_case, interpreted, launch, moved, power_of_two
 from ._nodes_triton import edge, node_backward, nodes, put_dot, read, state
 from ._tile_triton import behind, place, put_sums, relu, shuffled, times_transposed, to, unshuffled
@@ -436,17 +436,14 @@ def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tupl
         shape = {"C": C, "K": 4, "Q": Q}
         own = tile(C, False)
         rows = {"ROWS": power_of_two(N, 16), "STRIDED_ROWS": power_of_two(S, 16) if S else 0}
-        kernel, constants = (fwd, {**shape, **rows}) if N else (pool, {**shape, "CLASSES": 16})
-        yield aot_case(
-            f"{kernel.__name__}/{name}",
-            kernel,
-            {**constants, "P": own.pixels if N else max(32, own.pixels)},
-            _FLOATS,
-            _DIVISIBLE,
-            own.warps,
-            _TENSORS,
-            dtype,
-        )
+        if N:
+            forwards = [(f"fwd/{name}", fwd, {**shape, **rows, "P": own.pixels})]
+        else:
+            pooled = shape | {"P": max(32, own.pixels)}
+            classes = {"": 16, "-largest": LARGEST // C}
+            forwards = [(f"pool/{name}{of}", pool, {**pooled, "CLASSES": n}) for of, n in classes.items()]
+        for which, kernel, constants in forwards:
+            yield aot_case(which, kernel, constants, _FLOATS, _DIVISIBLE, own.warps, _TENSORS, dtype)
         own = tile(C, True)
         constants = {**shape, "STRIDED": S > 0, "POOLED": N == 0, "NEED0": True, "NEED1": True, "WEIGHTS": N > 0}
         constants |= {"P": own.pixels, "P_WEIGHTS": own.pixels_weights, "ROWS": own.rows_weights}

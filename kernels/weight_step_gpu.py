@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._last_cell_triton import Head
+from ._last_cell_triton import Head, classify, fits
 from .skip_net import NetSpec
 from .skip_net_gpu import Backward, Partial, forward, plan
 from .weight_step_triton import edges_of, move
@@ -36,11 +36,15 @@ class FlatWeights:
         gamma, beta, w, bias = (self.weights[i].detach() for i in (1, 2, -2, -1))
         edges = edges_of(betas[0].detach(), betas[1].detach()).unbind(0)
         B, k = images.shape[0], self.spec.k
-        more = [(1, len(gamma)), (1, len(beta)), (B, w.numel()), (B, len(bias)), (B, 1)]
+        within = fits(len(bias), w.shape[1] // 4)
+        parts = B if within else 1
+        more = [(1, len(gamma)), (1, len(beta)), (parts, w.numel()), (parts, len(bias)), (parts, 1)]
         partial = Partial(self.plan, images, self._pixels(images), more)
         d_mean = images.new_empty(B, w.shape[1])
         head = Head(labels, w, bias, d_mean, *partial.more[2:])
-        _, kept = forward(self.plan, images, edges, self.flat, gamma, beta, k, backend, head)
+        mean, kept = forward(self.plan, images, edges, self.flat, gamma, beta, k, backend, head if within else None)
+        if not within:
+            classify(mean, head)
         run = Backward(self.plan, kept, images, edges, self.flat, k, backend, False, partial)
         run.cells(d_mean)
         gradient, squares = run.stem(gamma)

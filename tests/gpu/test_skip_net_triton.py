@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ftso_fast.kernels import _last_cell_triton, weight_step_gpu
 from gpu_stages import error
 from kinks import near, values
 from networks import batch_of, gradients, net_of
@@ -91,9 +92,14 @@ def test_backward_again_and_twice(small, device):
 
 @pytest.mark.parametrize("cells", [3, 4])
 @pytest.mark.parametrize("clip", [None, 0.05], ids=["free", "clipped"])
-def test_weight_steps_without_autograd(cells, clip, device):
+@pytest.mark.parametrize("largest", [_last_cell_triton.LARGEST, 255], ids=["within", "torch"])
+def test_weight_steps_without_autograd(cells, clip, largest, device, monkeypatch):
     """Two of them, momentum and decay included: the last cell is a reduction cell, then a normal one. Both move the
-    weights as the plain path does, whose own float32 error these networks keep small."""
+    weights as the plain path does, whose own float32 error these networks keep small. A classifier of 4 x 64 is in the
+    last cell's kernel, or too large for it."""
+    asked = []
+    monkeypatch.setattr(_last_cell_triton, "LARGEST", largest)
+    monkeypatch.setattr(weight_step_gpu, "classify", lambda *a: asked.append(_last_cell_triton.classify(*a)))
     config = SearchConfig(cells=cells, channels=16, grad_clip=clip, weight_decay=0.1, momentum=0.7)
     images, labels = batch_of(5, (4, 3, 8, 8), 3)
     batch = Batch(images.float().to(device), labels.to(device))
@@ -108,6 +114,7 @@ def test_weight_steps_without_autograd(cells, clip, device):
                 run.weight_step(batch, rate)
         ran = {name for name, n in kernels.calls().items() if n != before.get(name, 0)}
         assert ("update_weights/triton" in ran) == (backend == "triton")
+        assert len(asked) == (2 if backend == "triton" and largest == 255 else 0)
         found[backend] = [torch.tensor(run.losses[1]), *(w.detach().cpu() for w in run.weights)]
     errors = [error(a, b) for a, b in zip(found["triton"], found["reference"], strict=True)]
     assert max(errors) <= 1e-4
