@@ -244,6 +244,7 @@ class Lab:
             row |= {"ratio": there[opponent]["ms"] / ms, "of best": best / ms}
             row |= {"peak MB": told["peak MB"]} if piece in COLD else {}
             row |= {"saved MB": told["saved MB"]} if piece in COLD and "saved MB" in told else {}
+            row |= {"memory held": True} if work == "search" else {}
             if unit == "GB/s":
                 row["of copy_"] = rate / limits["copy_"]
             else:
