@@ -46,9 +46,8 @@ was timed on one.
   gradient, odd sizes, NaN around inputs and in fresh memory. It shows neither races between programs nor what a GPU's
   compiler makes of it.
 - **compiled**: ahead of time for sm_80, sm_90, sm_100, sm_120 and gfx942, registers, spills, shared memory and barriers
-  held to `kernels/aot_budget.json`; in half precision at some sizes only, which the last table names. The search's own
-  network runs in float32; backward at 16 channels without a strided reader would spill 8 bytes on sm_90 in half
-  precision.
+  held to `kernels/aot_budget.json`; in half precision at some sizes only, which the last table names: the search's own
+  network runs in float32.
 - **emulated**: the CUDA source, compiled for the cpu with our emulation of threads and barriers, against float64,
   values and every gradient.
 - **refused**, **none**: a test shows the sentence that such a call meets. `folded_conv` is for inference and has no

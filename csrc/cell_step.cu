@@ -1,7 +1,6 @@
 // Launchers of the cell's stages: sizes and pointers to grids.
 #include <type_traits>
 
-#include "cell_finish.cuh"
 #include "cell_step_bwd.cuh"
 
 namespace ftso {
@@ -119,32 +118,6 @@ const char* cell_step_bwd(const CudaCellBackward& c, int device, void* stream) {
         int64_t{c.cell.B} * cut.tiles + weight_programs<kC>(c.main, false) + weight_programs<kC>(c.strided, true);
     return launch<BackwardShared<kC>>(cell_bwd<kC>, programs, c, cut, device, stream);
   });
-}
-
-namespace {
-
-template <typename Kernel, typename... Arguments>
-const char* finish(Kernel* kernel, int count, int device, void* stream, Arguments... arguments) {
-  const OnDevice on(device);
-  FTSO_LAUNCH(kernel, dim3((count + kColumns - 1) / kColumns), dim3(kColumns * kRows), sizeof(FinishShared), stream,
-              arguments...);
-  return last_error();
-}
-
-}  // namespace
-
-const char* finish_statistics(const float* sums, int parts, int ld, int N, double n, double* mean, float* scale,
-                              float* shift, int device, void* stream) {
-  return finish(statistics, N, device, stream, sums, parts, ld, N, n, mean, scale, shift);
-}
-
-const char* finish_coefficients(const float* sums, int parts, int ld, int N, double n, const double* mean,
-                                const float* scale, float* al, float* be, float* ga, int device, void* stream) {
-  return finish(coefficients, N, device, stream, sums, parts, ld, N, n, mean, scale, al, be, ga);
-}
-
-const char* finish_sum(const float* rows, int parts, int64_t stride, int count, float* out, int device, void* stream) {
-  return finish(sum_parts, count, device, stream, rows, parts, stride, count, out);
 }
 
 }  // namespace ftso

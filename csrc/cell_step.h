@@ -65,12 +65,4 @@ const char* cell_unfit(int device);
 const char* cell_step_fwd(const CudaCellForward& c, int device, void* stream);
 const char* cell_step_bwd(const CudaCellBackward& c, int device, void* stream);
 
-// Finish, in float64 and a fixed order: sums [parts][2][ld], its columns [0, N) -> mean, scale, shift over n pixels.
-const char* finish_statistics(const float* sums, int parts, int ld, int N, double n, double* mean, float* scale,
-                              float* shift, int device, void* stream);
-const char* finish_coefficients(const float* sums, int parts, int ld, int N, double n, const double* mean,
-                                const float* scale, float* al, float* be, float* ga, int device, void* stream);
-// out [count] = sum of `parts` rows, `stride` floats apart.
-const char* finish_sum(const float* rows, int parts, int64_t stride, int count, float* out, int device, void* stream);
-
 }  // namespace ftso

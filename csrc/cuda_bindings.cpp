@@ -75,18 +75,4 @@ PYBIND11_MODULE(FTSO_MODULE, m) {
                                at<float>(dots)},
                               device, at<void>(stream)));
   });
-  m.def("finish_statistics", [](uintptr_t sums, int parts, int ld, int N, double n, uintptr_t mean, uintptr_t scale,
-                                uintptr_t shift, int device, uintptr_t stream) {
-    check(ftso::finish_statistics(at<float>(sums), parts, ld, N, n, at<double>(mean), at<float>(scale),
-                                  at<float>(shift), device, at<void>(stream)));
-  });
-  m.def("finish_coefficients", [](uintptr_t sums, int parts, int ld, int N, double n, uintptr_t mean, uintptr_t scale,
-                                  uintptr_t al, uintptr_t be, uintptr_t ga, int device, uintptr_t stream) {
-    check(ftso::finish_coefficients(at<float>(sums), parts, ld, N, n, at<double>(mean), at<float>(scale), at<float>(al),
-                                    at<float>(be), at<float>(ga), device, at<void>(stream)));
-  });
-  m.def("finish_sum",
-        [](uintptr_t rows, int parts, int64_t stride, int count, uintptr_t out, int device, uintptr_t stream) {
-          check(ftso::finish_sum(at<float>(rows), parts, stride, count, at<float>(out), device, at<void>(stream)));
-        });
 }

@@ -15,10 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _tuning
+from ._launch import launch, moved, power_of_two
 from ._native import NodeCall
 from ._node_plan import Plan, plan_of
 from ._sums_triton import sum_rows
-from .aot import divisible, signature
+from .aot import AotCase, case
 from .partial_mix_triton import finish_fwd, finish_inner, finish_mix, mix_bwd, mix_fwd
 from .pools_triton import pools_fwd, through_pool
 from .sep_conv_triton import (
@@ -165,18 +166,24 @@ def node_fwd(call: NodeCall) -> tuple[Tensor, ...]:
     for name, first, last in (("first", 0, plan.T_first), ("second", plan.T_first, p.T)):
         jobs, n = p.jobs(name)
         if n:
-            operators_fwd[p.tiles, n](
-                p.xs, raw, taps, p.weights, coefs, parts, jobs, p.tables["blocks"], p.tables["pools"], p.T, p.P, p.Q,
-                p.Wo, **p.block, num_warps=p.warps,
+            launch(
+                "node_operators_fwd", operators_fwd, (p.tiles, n),
+                [p.xs, raw, taps, p.weights, coefs, parts, jobs, p.tables["blocks"], p.tables["pools"], p.T, p.P, p.Q,
+                 p.Wo],
+                p.block, p.warps, moved(*p.xs, p.weights, raw, taps, parts),
             )  # fmt: skip
-            finish_fwd[(triton.cdiv(last - first, COLUMNS),)](
-                parts, p.affine, stats, coefs, first, last, p.tiles, p.T, p.P, BP=p.block["BP"],
-                AFFINE=bool(call.affine), ROWS=ROWS, COLUMNS=COLUMNS,
+            launch(
+                "node_finish_fwd", finish_fwd, (triton.cdiv(last - first, COLUMNS),),
+                [parts, p.affine, stats, coefs, first, last, p.tiles, p.T, p.P],
+                {"BP": p.block["BP"], "AFFINE": bool(call.affine), "ROWS": ROWS, "COLUMNS": COLUMNS}, 4,
+                moved(parts, p.affine, stats, coefs),
             )  # fmt: skip
     N = call.channels_out
-    mix_fwd[p.tiles, call.k * triton.cdiv(N, p.half["BC"])](
-        p.xs, raw, coefs, call.edge_weights, call.operator_weights, node, p.tables["sources"], p.tables["edges"],
-        plan.n_sources, len(p.xs), len(call.operators), N, p.T, p.P, p.Q, p.Wo, K=call.k, **p.half, num_warps=p.warps,
+    launch(
+        "node_mix_fwd", mix_fwd, (p.tiles, call.k * triton.cdiv(N, p.half["BC"])),
+        [p.xs, raw, coefs, call.edge_weights, call.operator_weights, node, p.tables["sources"], p.tables["edges"],
+         plan.n_sources, len(p.xs), len(call.operators), N, p.T, p.P, p.Q, p.Wo],
+        {"K": call.k, **p.half}, p.warps, moved(*p.xs, raw, node),
     )  # fmt: skip
     return node, raw, taps, stats, coefs
 
@@ -198,15 +205,19 @@ def node_bwd(
     bypassing = (call.k - 1) * jobs
     columns = (plan.n_sources + 1) * N + E * bypassing
     parts, sums = p.empty(p.tiles * columns).view(p.tiles, columns), p.empty(columns, torch.float64)
-    mix_bwd[p.tiles, call.k * jobs](
-        p.xs, gxs, g, g.stride(0), g.stride(1), raw, coefs, call.edge_weights, parts, p.tables["sources"],
-        p.tables["edges"], plan.n_sources, E, columns, bits, N, p.T, p.P, p.Q, p.Wo, **p.half, num_warps=p.warps,
+    launch(
+        "node_mix_bwd", mix_bwd, (p.tiles, call.k * jobs),
+        [p.xs, gxs, g, g.stride(0), g.stride(1), raw, coefs, call.edge_weights, parts, p.tables["sources"],
+         p.tables["edges"], plan.n_sources, E, columns, bits, N, p.T, p.P, p.Q, p.Wo],
+        p.half, p.warps, moved(*p.xs, g, raw, parts),
     )  # fmt: skip
     sum_rows(parts, sums)
-    finish_mix[(E,)](
-        sums, call.edge_weights, call.operator_weights, d_edges, d_operators, stats, coefs, p.affine, grads, d_affine,
-        p.tables["sources"], p.tables["edges"], plan.n_sources, len(call.operators), bypassing, N, p.T, p.P,
-        AFFINE=bool(call.affine), OPERATORS=triton.next_power_of_2(len(call.operators)), COLUMNS=COLUMNS,
+    launch(
+        "node_finish_mix", finish_mix, (E,),
+        [sums, call.edge_weights, call.operator_weights, d_edges, d_operators, stats, coefs, p.affine, grads, d_affine,
+         p.tables["sources"], p.tables["edges"], plan.n_sources, len(call.operators), bypassing, N, p.T, p.P],
+        {"AFFINE": bool(call.affine), "OPERATORS": power_of_two(len(call.operators)), "COLUMNS": COLUMNS}, 4,
+        moved(sums, stats, coefs, grads, d_affine),
     )  # fmt: skip
 
     shares = min(SHARES, p.tiles)
@@ -216,10 +227,11 @@ def node_bwd(
         jobs_table, n = p.jobs(f"{name}_weights" if needs_weights else name)
         if n and (any(needs) or needs_weights):
             # what lies behind an inner batch norm arrives in `work`, all else at the node
-            blocks_bwd[p.tiles, n](
-                p.xs, work if inner else g, g.stride(0), call.k * g.stride(1), raw, p.weights, coefs, grads, work,
-                shared, jobs_table, p.tables["blocks"], shares, plan.n_pointwise, p.T, p.P, p.Q, p.Wo, INNER=inner,
-                **p.block, num_warps=p.warps,
+            launch(
+                "node_blocks_bwd", blocks_bwd, (p.tiles, n),
+                [p.xs, work if inner else g, g.stride(0), call.k * g.stride(1), raw, p.weights, coefs, grads, work,
+                 shared, jobs_table, p.tables["blocks"], shares, plan.n_pointwise, p.T, p.P, p.Q, p.Wo],
+                {"INNER": inner, **p.block}, p.warps, moved(*p.xs, g, raw, p.weights, work, shared),
             )  # fmt: skip
         targets, n = p.jobs("to_inner" if not inner else "to_states")
         if not n or not (any(needs) or needs_weights):
@@ -228,12 +240,14 @@ def node_bwd(
         tiles = triton.cdiv(max(plan.gathered[0 if not inner else 1]), p.half["BP"])
         taken = p.table(tiles, columns, needs_weights)
         own = p.table(tiles, 2 * plan.T_inner, not inner)
-        gather[tiles, n](
-            p.xs, gxs, g, g.stride(0), call.k * g.stride(1), raw, taps, p.weights, coefs, grads, work,
-            call.edge_weights, call.operator_weights, taken, own, targets, p.tables["targets"], p.tables["blocks"],
-            p.tables["contributions"], p.tables["pools"], columns, bits, len(call.operators), p.x.shape[0], p.T,
-            plan.T_inner, p.Q, p.Ho, p.Wo, INNER=not inner, WEIGHTS=needs_weights and columns > 0, **p.half,
-            num_warps=p.warps,
+        launch(
+            "node_gather_bwd", gather, (tiles, n),
+            [p.xs, gxs, g, g.stride(0), call.k * g.stride(1), raw, taps, p.weights, coefs, grads, work,
+             call.edge_weights, call.operator_weights, taken, own, targets, p.tables["targets"], p.tables["blocks"],
+             p.tables["contributions"], p.tables["pools"], columns, bits, len(call.operators), p.x.shape[0], p.T,
+             plan.T_inner, p.Q, p.Ho, p.Wo],
+            {"INNER": not inner, "WEIGHTS": needs_weights and columns > 0, **p.half}, p.warps,
+            moved(*p.xs, *gxs, g, raw, taps, work, taken, own),
         )  # fmt: skip
         if needs_weights and columns:
             found[inner] = p.x.new_empty(columns)
@@ -241,9 +255,10 @@ def node_bwd(
         if not inner:
             both = p.empty(2 * plan.T_inner, torch.float64)
             sum_rows(own, both)
-            finish_inner[(p.tables["ranges"].shape[0] // 2,)](
-                both, stats, coefs, p.affine, grads, d_affine, p.tables["ranges"], p.T, plan.T_inner, p.P,
-                AFFINE=bool(call.affine), COLUMNS=COLUMNS,
+            launch(
+                "node_finish_inner", finish_inner, (p.tables["ranges"].shape[0] // 2,),
+                [both, stats, coefs, p.affine, grads, d_affine, p.tables["ranges"], p.T, plan.T_inner, p.P],
+                {"AFFINE": bool(call.affine), "COLUMNS": COLUMNS}, 4, moved(both, stats, coefs, grads),
             )  # fmt: skip
     d_weights = [p.x.new_empty(0) for _ in call.weights]
     if needs_weights and call.weights:
@@ -263,7 +278,7 @@ def _affine_gradients(call: NodeCall, plan: Plan, d_affine: Tensor) -> list[Tens
     return found
 
 
-def aot_cases() -> Iterator[tuple[Any, ...]]:
+def aot_cases() -> Iterator[AotCase]:
     """Nodes of two edges, narrow ones as the search has them and wide ones as the networks that it finds."""
     f32 = "*fp32"
     for width, dtype in (("narrow", "fp32"), ("wide", "fp32"), ("narrow", "bf16"), ("narrow", "fp16")):
@@ -280,6 +295,5 @@ def aot_cases() -> Iterator[tuple[Any, ...]]:
             for inner in (None,) if function is operators_fwd else both:
                 constants = more | ({} if inner is None else {"INNER": inner})
                 g = f32 if inner and function is blocks_bwd else kind  # within a separable convolution it is in `work`
-                own = signature(function, types | {"g": g}, constants)
                 name = f"{function.__name__}{'-inner' if inner else ''}-{width}-{dtype}"
-                yield name, function, own, constants, divisible(own, ("P", "Q")), warps
+                yield case(name, function, types | {"g": g}, constants, warps, ("P", "Q"))

@@ -2,13 +2,13 @@
 # mypy: disable-error-code="no-untyped-def"
 
 from collections.abc import Iterator
-from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot import signature
+from ._launch import launch, moved
+from .aot import AotCase, case
 
 ROWS, COLUMNS = 64, 16
 
@@ -31,11 +31,11 @@ def add_up(parts, out, n_parts, n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def sum_rows(parts: Tensor, out: Tensor) -> None:
     """out: as many contiguous values as a row of `parts` (float32) has."""
     n = out.numel()
-    add_up[(triton.cdiv(n, COLUMNS),)](parts, out, parts.shape[0], n, ROWS=ROWS, COLUMNS=COLUMNS)
+    block = {"ROWS": ROWS, "COLUMNS": COLUMNS}
+    launch("sum_rows", add_up, (triton.cdiv(n, COLUMNS),), [parts, out, len(parts), n], block, 4, moved(parts, out))
 
 
-def aot_cases() -> Iterator[tuple[Any, ...]]:
+def aot_cases() -> Iterator[AotCase]:
     block = {"ROWS": ROWS, "COLUMNS": COLUMNS}
     for dtype in ("fp64", "fp32", "bf16", "fp16"):
-        own = signature(add_up, {"parts": "*fp32", "out": f"*{dtype}"}, block)
-        yield f"add_up-{dtype}", add_up, own, block, ("parts", "out"), 4
+        yield case(f"add_up-{dtype}", add_up, {"parts": "*fp32", "out": f"*{dtype}"}, block, 4)

@@ -45,29 +45,28 @@ class AotCase(NamedTuple):
     warps: int
 
 
+def case(
+    name: str, function: Any, types: dict[str, Any], constants: dict[str, Any], warps: int, integers: Sequence[str] = ()
+) -> AotCase:
+    """types: by argument, pointers ("*fp32", or a tuple of them) and numbers; what is neither there nor a constant is
+    i32. Pointers are multiples of 16, and so are `integers`. Names that the kernel lacks count for nothing."""
+    names = [p.name for p in function.params]
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+    divisible: list[str] = []
+    for n, kind in signature.items():
+        if isinstance(kind, tuple):
+            divisible += [f"{n}[{i}]" for i in range(len(kind))]
+        elif kind.startswith("*") or n in integers:
+            divisible.append(n)
+    return AotCase(name, function, signature, constants, tuple(divisible), warps)
+
+
 def cases() -> Iterator[AotCase]:
     """Of all files of Triton kernels, each name once."""
     for path in sorted(Path(__file__).parent.glob("*_triton.py")):
         module = importlib.import_module(f"{__package__}.{path.stem}")
-        for case in getattr(module, "aot_cases", tuple)():  # parts of kernels have none
-            yield AotCase(f"{path.stem}.{case[0]}", *case[1:])
-
-
-def signature(function: Any, types: dict[str, Any], constants: dict[str, Any]) -> dict[str, Any]:
-    """The types of a kernel's arguments by name: those of `types`, else i32; constants where they are named."""
-    names = [p.name for p in function.params]
-    return {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
-
-
-def divisible(types: dict[str, Any], integers: Sequence[str]) -> tuple[str, ...]:
-    """The pointers among a kernel's arguments, as allocations begin, and the integers named."""
-    found = []
-    for name, kind in types.items():
-        if isinstance(kind, tuple):
-            found += [f"{name}[{i}]" for i in range(len(kind))]
-        elif str(kind).startswith("*") or name in integers:
-            found.append(name)
-    return tuple(found)
+        for own in getattr(module, "aot_cases", tuple)():  # parts of kernels have none
+            yield own._replace(name=f"{path.stem}.{own.name}")
 
 
 def short_name(dtype: Any) -> str:
@@ -75,22 +74,22 @@ def short_name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.").replace("float", "fp").replace("bfp", "bf")
 
 
-def _attributes(case: AotCase) -> dict[tuple[int, ...], Any]:
-    names, found = list(case.signature), {}
-    for name in case.divisible:
+def _attributes(of: AotCase) -> dict[tuple[int, ...], Any]:
+    names, found = list(of.signature), {}
+    for name in of.divisible:
         base, _, index = name.partition("[")
         found[(names.index(base), *([int(index[:-1])] if index else []))] = [["tt.divisibility", 16]]
     return found
 
 
-def compiled(case: AotCase, target: str) -> Any:
+def compiled(of: AotCase, target: str) -> Any:
     """The compiled kernel: `.asm["ptx"]`, `.asm["cubin"]`, `.asm["amdgcn"]`, `.metadata.shared`."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    source = ASTSource(case.function, case.signature, case.constants, _attributes(case))
-    options = {"num_warps": case.warps, "enable_fp_fusion": True}
+    source = ASTSource(of.function, of.signature, of.constants, _attributes(of))
+    options = {"num_warps": of.warps, "enable_fp_fusion": True}
     return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
 
 
@@ -110,9 +109,9 @@ def sass(kernel: Any) -> str:
         ).stdout
 
 
-def measure(case: AotCase, target: str) -> dict[str, int]:
+def measure(of: AotCase, target: str) -> dict[str, int]:
     """What a kernel needs; "ld128": loads of global memory 128 bits wide, and so on."""
-    kernel = compiled(case, target)
+    kernel = compiled(of, target)
     read = _nvidia if TARGETS[target][0] == "cuda" else _amd
     found = read(kernel) | {"shared": int(kernel.metadata.shared)}
     found["narrow"] = sum(n for name, n in found.items() if re.fullmatch(r"(ld|st)(8|16|32|64)", name))
@@ -163,19 +162,24 @@ def over(found: dict[str, int], budget: dict[str, int]) -> list[str]:
 
 @cache
 def _by_name() -> dict[str, AotCase]:
-    return {case.name: case for case in cases()}
+    return {own.name: own for own in cases()}
 
 
 def _measure(pair: tuple[str, str]) -> dict[str, int]:
     return measure(_by_name()[pair[0]], pair[1])
 
 
-def table(targets: Sequence[str], select: str = "") -> dict[str, dict[str, dict[str, int]]]:
-    """By kernel, by target; `select`: only names that contain it. Compiled in several processes: Triton holds Python's
-    lock for most of the time."""
-    pairs = [(name, target) for name in _by_name() if select in name for target in targets]
+def table(targets: Sequence[str], select: str = "", spread: bool = False) -> dict[str, dict[str, dict[str, int]]]:
+    """By kernel, by target; `select`: only names that contain it; `spread`: each on one target, which take turns.
+    Compiled in several processes: Triton holds Python's lock for most of the time."""
+    names = [name for name in _by_name() if select in name]
+    pairs = [
+        (name, target)
+        for i, name in enumerate(names)
+        for target in ([targets[i % len(targets)]] if spread else targets)
+    ]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
-        measured = list(pool.map(_measure, pairs, chunksize=len(targets)))
+        measured = list(pool.map(_measure, pairs, chunksize=4))
     found: dict[str, dict[str, dict[str, int]]] = {}
     for (name, target), values in zip(pairs, measured, strict=True):
         found.setdefault(name, {})[target] = values
@@ -204,22 +208,24 @@ def main() -> int:
     parser.add_argument("--json", help="a file for what was measured")
     parser.add_argument("--select", default="", help="only kernels whose names contain this")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--spread", action="store_true", help="each kernel for one target only, which take turns")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("TRITON_CACHE_DIR", folder)
-        found = table(args.targets, args.select)
+        found = table(args.targets, args.select, args.spread)
     if args.json:
         Path(args.json).write_text(dump(found))
     budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
     if args.write:
-        kept = budget if args.select or len(args.targets) < len(TARGETS) else {}
+        kept = budget if args.select or args.spread or len(args.targets) < len(TARGETS) else {}
         for name, by_target in found.items():
             kept[name] = kept.get(name, {}) | by_target
         BUDGET.write_text(dump(kept))
         print(f"{len(found)} kernels written to {BUDGET.name}")
         return 0
     said = problems(found, budget, not args.select and len(args.targets) == len(TARGETS))
-    print("\n".join(said) or f"{len(found)} kernels on {len(args.targets)} targets keep to their budget")
+    on = "one each of " if args.spread else ""
+    print("\n".join(said) or f"{len(found)} kernels on {on}{len(args.targets)} targets keep to their budget")
     return 1 if said else 0
 
 

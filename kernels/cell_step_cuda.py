@@ -78,34 +78,6 @@ def backward(
     return Gradients(sums, dots)
 
 
-def statistics(sums: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`cell_step.statistics`: mean (float64), scale, shift (float32) from (parts, 2, N)."""
-    parts, _, N = sums.shape
-    mean, scale, shift = sums.new_empty(N, dtype=torch.float64), sums.new_empty(N), sums.new_empty(N)
-    at = (_at(t) for t in (mean, scale, shift))
-    launched("finish_statistics", "cuda", _bytes(sums, mean, scale, shift))
-    module().finish_statistics(_at(sums), parts, sums.stride(1), N, float(n), *at, *_where(sums))
-    return mean, scale, shift
-
-
-def coefficients(sums: Tensor, n: int, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`cell_step.coefficients`: al, be, ga (float32) from (parts, 2, N), which may be some columns of a wider one."""
-    parts, _, N = sums.shape
-    al, be, ga = sums.new_empty(N), sums.new_empty(N), sums.new_empty(N)
-    at = (_at(t) for t in (mean, scale, al, be, ga))
-    launched("finish_coefficients", "cuda", _bytes(sums, al, be, ga))
-    module().finish_coefficients(_at(sums), parts, sums.stride(1), N, float(n), *at, *_where(sums))
-    return al, be, ga
-
-
-def sum_parts(parts: Tensor) -> Tensor:
-    """The sum over the parts (parts, ...), in float64, rounded to float32: edges' dots and weight gradients."""
-    out = parts.new_empty(parts.shape[1:])
-    launched("finish_sum", "cuda", _bytes(parts, out))
-    module().finish_sum(_at(parts), len(parts), parts.stride(0), out.numel(), _at(out), *_where(parts))
-    return out
-
-
 def _bytes(*tensors: Tensor | None) -> int:
     """What a launch reads and writes, once each."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)

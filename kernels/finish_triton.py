@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import aot_case, interpreted, launch, moved
+from ._launch import interpreted, launch, moved
+from .aot import AotCase, case
 from .cell_step import EPS, Product
 
 _PARTS, _CHANNELS, _OUTPUTS = (16, 128, 32768) if interpreted() else (512, 4, 1024)
@@ -230,16 +231,14 @@ _FLOATS = (
 _DOUBLES = ("mean", "mean0", "mean1", "total", "squares")
 
 
-def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tuple[str, ...], int]]:
+def aot_cases() -> Iterator[AotCase]:
     """Every kernel."""
     own = {"PARTS": _PARTS, "CHANNELS": _CHANNELS}
+    types = dict.fromkeys(_FLOATS, "*fp32") | dict.fromkeys(_DOUBLES, "*fp64") | {"table": "*i64", "eps": "fp32"}
     for kernel, constants in (
         (statistics, {"AFFINE": True, **own}),
         (coefficients, {"SLICES": 2, "NEED0": True, "NEED1": True, **own}),
         (affine_coefficients, own),
         (add_up, {"OUTPUTS": _OUTPUTS}),
     ):
-        name, function, types, *rest = aot_case(kernel.__name__, kernel, constants, _FLOATS, _FLOATS, 4)
-        types |= {n: "*fp64" for n in _DOUBLES if n in types} | {n: "*i64" for n in ("table",) if n in types}
-        types |= {n: "fp32" for n in ("eps",) if n in types}
-        yield name, function, types, *rest
+        yield case(kernel.__name__, kernel, types, constants, 4)

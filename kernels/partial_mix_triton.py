@@ -12,7 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .aot import divisible, signature
+from .aot import AotCase, case
 from .sep_conv_triton import chosen, number, offset, pixels
 
 
@@ -245,7 +245,7 @@ def finish_mix(
     tl.store(d_operators + edge * n_operators + o, row.to(tl.float32).to(kind), o < n_operators)
 
 
-def aot_cases() -> Iterator[tuple[Any, ...]]:
+def aot_cases() -> Iterator[AotCase]:
     """A node of the search, of two edges, on every type that it is run on."""
     f32, f64 = "*fp32", "*fp64"
     for dtype in ("fp32", "bf16", "fp16"):
@@ -265,6 +265,5 @@ def aot_cases() -> Iterator[tuple[Any, ...]]:
         ):
             if dtype != "fp32" and function in (finish_fwd, finish_inner):
                 continue  # their arguments have no other type
-            own = signature(function, types, more)
             warps = 8 if function in (mix_fwd, mix_bwd) else 4
-            yield f"{function.__name__}-{dtype}", function, own, more, divisible(own, ("P", "Q")), warps
+            yield case(f"{function.__name__}-{dtype}", function, types, more, warps, ("P", "Q"))

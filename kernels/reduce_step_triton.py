@@ -5,14 +5,14 @@ A program is a tile of output pixels and one of the two inputs. Backward, those 
 # mypy: disable-error-code="no-untyped-def"
 
 from collections.abc import Iterator
-from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import aot_case, interpreted, launch, moved, power_of_two
+from ._launch import interpreted, launch, moved, power_of_two
 from ._tile_triton import behind, normalised, place, put_sums, relu
+from .aot import AotCase, case
 from .cell_step import Behind, Product, Raw
 
 
@@ -263,20 +263,18 @@ def paths_backward(
     return sums
 
 
-def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tuple[str, ...], int]]:
+_FLOATS = ("scale0", "shift0", "scale1", "shift1", "w", "coefficients", "sums", "dw")
+_TENSORS = ("z0", "z1", "g_f", "f", "pooled", "d_pooled", "g0", "g1")
+_INTEGERS = ("HW", "image0", "image1", "g_image0", "g_image1")
+
+
+def aot_cases() -> Iterator[AotCase]:
     """Both kernels at the reduction cells of the search's own network, at the first in half precision too."""
     pixels, pixels_weights = _pixels()
     for C, dtype in ((32, "fp32"), (64, "fp32"), (32, "bf16"), (32, "fp16")):
+        types = dict.fromkeys(_FLOATS, "*fp32") | dict.fromkeys(_TENSORS, f"*{dtype}")
         constants = {"C": C, "Q": C // 4, "ROWS": C // 2, "P": pixels}
-        yield aot_case(f"fwd/C{C}", fwd, constants, _FLOATS, _DIVISIBLE, 4, _TENSORS, dtype)
+        yield case(f"fwd/C{C}-{dtype}", fwd, types, constants, 4, _INTEGERS)
         constants = {"C": C, "Q": C // 4, "NEED0": True, "NEED1": True, "WEIGHTS": True, "P": pixels}
         constants |= {"P_WEIGHTS": pixels_weights}
-        yield aot_case(f"bwd/C{C}", bwd, constants, _FLOATS, _DIVISIBLE, _warps(C), _TENSORS, dtype)
-
-
-_FLOATS = (
-    *("z0", "scale0", "shift0", "z1", "scale1", "shift1", "w", "g_f", "f", "coefficients", "pooled", "d_pooled"),
-    *("g0", "g1", "sums", "dw"),
-)
-_TENSORS = ("z0", "z1", "g_f", "f", "pooled", "d_pooled", "g0", "g1")
-_DIVISIBLE = (*_FLOATS, "HW", "image0", "image1", "g_image0", "g_image1")
+        yield case(f"bwd/C{C}-{dtype}", bwd, types, constants, _warps(C), _INTEGERS)

@@ -10,7 +10,6 @@ edges are partial, `[programs, 14]`, added up in a fixed order by `sum_rows`.
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
-from typing import Any
 
 import torch
 import triton
@@ -18,9 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _tuning
+from ._launch import launch, moved
 from ._native import planes
 from ._sums_triton import sum_rows
-from .aot import short_name, signature
+from .aot import AotCase, case, short_name
 
 N_EDGES = 14
 
@@ -192,16 +192,17 @@ def cycles_of(C: int, k: int, device: torch.device) -> Tensor:
     return torch.tensor(found, dtype=torch.int32, device=device)
 
 
-def _block(kernel: str, HW: int, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
+def _block(kernel: str, HW: int, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, int], int]:
+    """The images and pixels of a program, and its warps."""
     block = _tuning.block(kernel, _tuning.plane_class(HW, dtype), device)
-    return _tuning.planes_in(HW, block.pop("SIZE")) | block
+    return _tuning.planes_in(HW, block["SIZE"]), block["num_warps"]
 
 
-def _grid(x: Tensor, k: int, kernel: str) -> tuple[Tensor, tuple[int, int], dict[str, int]]:
+def _grid(x: Tensor, k: int, kernel: str) -> tuple[Tensor, tuple[int, int], dict[str, int], int]:
     B, C, H, W = x.shape
-    cycles, block = cycles_of(C, k, x.device), _block(kernel, H * W, x.dtype, x.device)
+    cycles, (block, warps) = cycles_of(C, k, x.device), _block(kernel, H * W, x.dtype, x.device)
     blocks = triton.cdiv(B, block["IMAGES"]) * triton.cdiv(H * W, block["PIXELS"])
-    return cycles, (blocks, len(cycles)), block
+    return cycles, (blocks, len(cycles)), block, warps
 
 
 def _sizes(x0: Tensor, x1: Tensor) -> tuple[int, ...]:
@@ -214,8 +215,11 @@ def skip_cell_fwd(x0: Tensor, x1: Tensor, weights: Tensor, k: int) -> Tensor:
     out = x0.new_empty((B, 4 * C, H, W))
     if out.numel():
         x0, x1, weights = planes(x0), planes(x1), weights.contiguous()
-        cycles, grid, block = _grid(x0, k, "skip_cell_fwd")
-        fwd[grid](x0, x1, weights, out, cycles, *_sizes(x0, x1), K=k, **block)
+        cycles, grid, block, warps = _grid(x0, k, "skip_cell_fwd")
+        launch(
+            "skip_cell_fwd", fwd, grid, [x0, x1, weights, out, cycles, *_sizes(x0, x1)], {"K": k, **block}, warps,
+            moved(x0, x1, out),
+        )  # fmt: skip
     return out
 
 
@@ -229,17 +233,22 @@ def skip_cell_bwd(
     grad, x0, x1, weights = planes(grad), planes(x0), planes(x1), weights.contiguous()
     if grad.stride(1) != grad.shape[2] * grad.shape[3]:
         grad = grad.contiguous()
-    cycles, grid, block = _grid(x0, k, "skip_cell_bwd")
+    cycles, grid, block, warps = _grid(x0, k, "skip_cell_bwd")
     parts = x0.new_empty((grid[0] * grid[1], N_EDGES) if needs[2] else (0,), dtype=torch.float32)
     flags = dict(zip(("NEEDS_0", "NEEDS_1", "NEEDS_WEIGHTS"), needs, strict=True))
-    bwd[grid](
-        grad, x0, x1, weights, *outs[:2], parts, cycles, *_sizes(x0, x1), grad.stride(0), K=k, **flags, **block
+    launch(
+        "skip_cell_bwd", bwd, grid,
+        [grad, x0, x1, weights, *outs[:2], parts, cycles, *_sizes(x0, x1), grad.stride(0)],
+        {"K": k, **flags, **block}, warps, moved(grad, x0, x1, *outs[:2], parts),
     )  # fmt: skip
     if needs[2]:
         sum_rows(parts, outs[2])
 
 
-def aot_cases() -> Iterator[tuple[Any, ...]]:
+_INTEGERS = ("C", "HW", "x0_image", "x0_channel", "x1_image", "x1_channel", "g_image")
+
+
+def aot_cases() -> Iterator[AotCase]:
     """Planes of the search with k of 1 and 4, whatever the channels are, which no constant names."""
     flags = {"NEEDS_0": True, "NEEDS_1": True, "NEEDS_WEIGHTS": True}
     for dtype, HWs, ks in ((torch.float32, (1024, 64), (1, 4)), (torch.bfloat16, (1024, 64), (4,)),
@@ -249,8 +258,6 @@ def aot_cases() -> Iterator[tuple[Any, ...]]:
         types |= {"cycles": "*i32", "parts": "*fp32"}
         for direction, function, more in (("fwd", fwd, {}), ("bwd", bwd, flags)):
             for HW, k in product(HWs, ks):
-                block = _block(f"skip_cell_{direction}", HW, dtype, torch.device("cpu"))
-                warps, block = block.pop("num_warps"), block | more | {"K": k}
-                own = signature(function, types, block)
-                divisible = tuple(name for name in own if name not in block and name != "B")
-                yield f"{direction}-{short}-{HW}-k{k}", function, own, block, divisible, warps
+                block, warps = _block(f"skip_cell_{direction}", HW, dtype, torch.device("cpu"))
+                block |= more | {"K": k}
+                yield case(f"{direction}-{short}-{HW}-k{k}", function, types, block, warps, _INTEGERS)

@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import aot_case, interpreted, launch, moved, power_of_two
+from ._launch import interpreted, launch, moved, power_of_two
 from ._tile_triton import behind, normalised, place, put_sums, relu
+from .aot import AotCase, case
 from .cell_step import Behind, Product
 from .stem_step import Stem
 
@@ -181,14 +182,11 @@ def convolution_backward(images: Tensor, d: Behind, coefficients: Tensor, dw: Te
     )  # fmt: skip
 
 
-_FLOATS = (
-    *("images", "w", "z", "sums", "scale", "shift", "out", "r", "unit", "g_out", "coefficients", "g", "dw"),
-)  # fmt: skip
+_FLOATS = ("w", "sums", "scale", "shift", "r", "unit", "coefficients", "dw")
 _TENSORS = ("images", "z", "out", "g_out", "g")
-_DIVISIBLE = (*_FLOATS, "HW", "S", "N")
 
 
-def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tuple[str, ...], int]]:
+def aot_cases() -> Iterator[AotCase]:
     """Every kernel at 16 channels, colour."""
     own: dict[str, Any] = {"P": _pixels()}
     kernels = (
@@ -198,5 +196,5 @@ def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tupl
         (convolve_bwd, {"TAPS": 27, "COLUMNS": 32}),
     )
     for dtype, (kernel, constants) in product(("fp32", "bf16", "fp16"), kernels):
-        name = f"{kernel.__name__}/C16"
-        yield aot_case(name, kernel, constants | own, _FLOATS, _DIVISIBLE, 4, _TENSORS, dtype)
+        types = dict.fromkeys(_FLOATS, "*fp32") | dict.fromkeys(_TENSORS, f"*{dtype}")
+        yield case(f"{kernel.__name__}/C16-{dtype}", kernel, types, constants | own, 4, ("HW", "S", "N"))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ._last_cell_triton import Head, classify, fits
+from ._net_plan import plan
 from .skip_net import NetSpec
-from .skip_net_gpu import Backward, Partial, forward, plan
+from .skip_net_gpu import Backward, Partial, forward
 from .weight_step_triton import edges_of, move
 
 

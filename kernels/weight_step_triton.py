@@ -2,14 +2,14 @@
 # mypy: disable-error-code="no-untyped-def"
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import aot_case, launch, moved
+from ._launch import launch, moved
+from .aot import AotCase, case
 
 _SIZE = 1024
 
@@ -75,12 +75,10 @@ def move(
     return report
 
 
-def aot_cases() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any], tuple[str, ...], int]]:
+def aot_cases() -> Iterator[AotCase]:
     """Both kernels."""
-    floats = ("edges", "flat", "velocity", "gradient", "rate", "report")
-    doubles = ("normal", "reduce", "squares")
+    types = dict.fromkeys(("edges", "flat", "velocity", "gradient", "rate", "report"), "*fp32")
+    types |= dict.fromkeys(("normal", "reduce", "squares"), "*fp64")
+    types |= dict.fromkeys(("limit", "momentum", "decay"), "fp32")
     for kernel, constants, warps in ((edge_weights, {}, 1), (update, {"CLIP": True, "SIZE": _SIZE}, 4)):
-        name, function, types, *rest = aot_case(kernel.__name__, kernel, constants, floats, floats + doubles, warps)
-        types |= {n: "*fp64" for n in doubles if n in types}
-        types |= {n: "fp32" for n in ("limit", "momentum", "decay") if n in types}
-        yield name, function, types, *rest
+        yield case(kernel.__name__, kernel, types, constants, warps)

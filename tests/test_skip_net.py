@@ -74,7 +74,7 @@ def test_bad_call_is_one_sentence_and_reaches_no_kernel(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", ["cpu", "triton", "cuda"])
 def test_half_precision_meets_a_sentence(backend, dtype, refuses):
     images, normal, reduce, weights, spec = arguments(spec=NetSpec(16, 4, 4))
     before = kernels.calls()

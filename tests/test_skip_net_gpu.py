@@ -15,7 +15,7 @@ from ftso_fast import SuperNet, kernels
 @pytest.mark.parametrize("spec", [NetSpec(16, 3, 4), NetSpec(16, 8, 4), NetSpec(32, 5, 1), NetSpec(16, 20, 8)], ids=str)
 def test_every_weight_lies_once_in_the_flat_copy(spec):
     """All but the stem's batch norm and the classifier; rows of one stage lie together, in the readers' order."""
-    from ftso_fast.kernels.skip_net_gpu import plan
+    from ftso_fast.kernels._net_plan import plan
 
     shapes = weight_shapes(3, 10, spec)
     found = plan(3, spec)

@@ -73,13 +73,7 @@ bool stages(int B, int C, int H, int W, int k, int rows, int strided, int parts)
   const int tiles = ftso::cell_parts(B, C, pixels, true);
   for (float*& g : backward.g) g = m.output(B * image);
   backward.sums = m.output(4 * C * tiles), backward.dots = m.output(14 * tiles);
-  bool right = !ftso::cell_step_fwd(forward, 0, nullptr) && !ftso::cell_step_bwd(backward, 0, nullptr);
-  std::vector<double> mean(C);
-  float *scale = m.output(C), *shift = m.output(C), *al = m.output(C), *be = m.output(C), *ga = m.output(C);
-  right = right && !ftso::finish_statistics(backward.sums, tiles, 2 * C, C, 1e4, mean.data(), scale, shift, 0, nullptr);
-  right = right && !ftso::finish_coefficients(backward.sums + C, tiles, 2 * C, C, 1e4, mean.data(), scale, al, be, ga,
-                                              0, nullptr);
-  right = right && !ftso::finish_sum(backward.dots, tiles, 14, 14, m.output(14), 0, nullptr);
+  const bool right = !ftso::cell_step_fwd(forward, 0, nullptr) && !ftso::cell_step_bwd(backward, 0, nullptr);
   return right && m.settle();
 }
 

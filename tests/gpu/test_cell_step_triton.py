@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ftso_fast.kernels import (
+    _cell_triton,
     _launch,
     _nodes_triton,
     _tile_triton,
@@ -117,7 +118,7 @@ def test_half_precision_is_added_up_in_float32(dtype, device, verified):
 
 def test_many_small_tiles(device, monkeypatch):
     """More tiles than one of each kind, and tiles that end behind the last pixel."""
-    monkeypatch.setattr(cell_step_triton, "tile", lambda channels, backward: Tile(16, 16, 16, 4))
+    monkeypatch.setattr(cell_step_triton, "tile", lambda *of: Tile(16, 16, 16, 4))
     check(cell_errors(Cell(2, 16, 5, 5, 4, 16, 0), device))
     check(cell_errors(Cell(3, 16, 2, 6, 4, 16, 16), device))
 
@@ -249,12 +250,12 @@ def seeded(module, name, wrong):
 
 
 BUGS = [
-    seeded(cell_step_triton, "unshuffled", _tile_triton.shuffled),
+    seeded(_cell_triton, "unshuffled", _tile_triton.shuffled),
     seeded(_nodes_triton, "shuffled", _tile_triton.unshuffled),
     seeded(_nodes_triton, "relu", lambda x: x),
-    seeded(cell_step_triton, "to", lambda c, C, K: c),
+    seeded(_cell_triton, "to", lambda c, C, K: c),
     seeded(_tile_triton, "to", lambda c, C, K: c),
-    seeded(cell_step_triton, "put_sums", lambda *arguments: None),
+    seeded(_cell_triton, "put_sums", lambda *arguments: None),
 ]
 
 
