@@ -90,31 +90,30 @@ FTSO_APART void product_to_rows(const float* a, int64_t P, int64_t K, const floa
 // out[m][k] += <a row m, b row k>: the weights' gradient. Blocks at the rim repeat their last row.
 FTSO_APART void dots_of_planes(const float* a, int64_t M, const float* b, int64_t K, int64_t ld, int64_t n,
                                float* out) {
-  for (int64_t m = 0; m < M; m += 4)
-    for (int64_t k = 0; k < K; k += 4) {
-      const float *left[4], *right[4];
-      for (int64_t i = 0; i < 4; ++i) {
-        left[i] = a + (m + i < M ? m + i : M - 1) * ld;
-        right[i] = b + (k + i < K ? k + i : K - 1) * ld;
-      }
-      Vec acc[16];
+  constexpr int R = 4, C = kDotColumns;
+  for (int64_t m = 0; m < M; m += R)
+    for (int64_t k = 0; k < K; k += C) {
+      const float *left[R], *right[C];
+      for (int64_t i = 0; i < R; ++i) left[i] = a + (m + i < M ? m + i : M - 1) * ld;
+      for (int64_t j = 0; j < C; ++j) right[j] = b + (k + j < K ? k + j : K - 1) * ld;
+      Register acc[R * C];
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) acc[i] = zero();
-      for (int64_t p = 0; p < n; p += kLanes) {
-        Vec row[4];
+      for (int i = 0; i < R * C; ++i) acc[i] = Register();
+      for (int64_t p = 0; p < n; p += kRegister) {
+        Register row[C];
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) row[j] = load(right[j] + p);
+        for (int j = 0; j < C; ++j) row[j] = load_register(right[j] + p);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          const Vec l = load(left[i] + p);
+        for (int i = 0; i < R; ++i) {
+          const Register l = load_register(left[i] + p);
 #pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) acc[4 * i + j] = fma(l, row[j], acc[4 * i + j]);
+          for (int j = 0; j < C; ++j) acc[C * i + j] = fma(l, row[j], acc[C * i + j]);
         }
       }
-      float found[16];
-      store(found, sums_of(acc));
-      for (int64_t i = 0; i < 4 && m + i < M; ++i)
-        for (int64_t j = 0; j < 4 && k + j < K; ++j) out[(m + i) * K + k + j] += found[4 * i + j];
+      float found[R * C];
+      store_sums(found, acc);
+      for (int64_t i = 0; i < R && m + i < M; ++i)
+        for (int64_t j = 0; j < C && k + j < K; ++j) out[(m + i) * K + k + j] += found[C * i + j];
     }
 }
 

@@ -55,7 +55,9 @@ FTSO_INLINE void multiply(Rows a, const float* w, int64_t ldw, int64_t K, Vec (&
       for (int i = 0; i < MR; ++i) {
         const Vec pixel = set1(a.at[i * a.ld + k]);
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[i][v] = (PAIRS ? fma_pairs : fma)(pixel, column[v], acc[i][v]);
+        for (int v = 0; v < NV; ++v) {
+          acc[i][v] = PAIRS ? fma_pairs(pixel, column[v], acc[i][v]) : fma(pixel, column[v], acc[i][v]);
+        }
       }
     }
 }

@@ -20,11 +20,15 @@ constexpr const char* compiled_isa = "avx512";
 constexpr int kPanel = 4;         // vectors of columns that a product holds at once
 constexpr int kStateVectors = 4;  // vectors of a state that a cell holds in registers
 constexpr int kWindowRows = 4;    // rows of output that a window of pixels treats at once
+constexpr int kDotColumns = 4;    // by four rows: dots of planes that are taken at once
 constexpr int rows_of(int nv) { return nv == 1 ? 16 : nv == 2 ? 12 : nv == 3 ? 8 : 6; }
 
 struct Vec {
   __m512 v;
 };
+using Register = Vec;  // what one register holds: here a vector
+constexpr int kRegister = kLanes;
+FTSO_INLINE Register load_register(const float* p) { return {_mm512_loadu_ps(p)}; }
 FTSO_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 FTSO_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 FTSO_INLINE void stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }  // past the caches; p at 64 bytes
@@ -99,8 +103,8 @@ FTSO_INLINE void store_halves(float* low, float* high, Vec a) {
   store_half(low, a), _mm256_storeu_ps(high, _mm512_extractf32x8_ps(a.v, 1));
 }
 FTSO_INLINE Mask mask_of(uint32_t bits) { return {static_cast<__mmask16>(bits)}; }  // lane i: bit i
-// Lane i: the sum of vector i.
-FTSO_INLINE Vec sums_of(const Vec (&v)[kLanes]) {
+// out[i] = the sum of register i.
+FTSO_INLINE void store_sums(float* out, const Register (&v)[kLanes]) {
   __m512 quarters[4];
 #pragma GCC unroll 4
   for (int q = 0; q < 4; ++q) {
@@ -118,8 +122,8 @@ FTSO_INLINE Vec sums_of(const Vec (&v)[kLanes]) {
   for (int h = 0; h < 2; ++h)
     pairs[h] = _mm512_add_ps(_mm512_shuffle_f32x4(quarters[2 * h], quarters[2 * h + 1], 0x44),
                              _mm512_shuffle_f32x4(quarters[2 * h], quarters[2 * h + 1], 0xee));
-  return {
-      _mm512_add_ps(_mm512_shuffle_f32x4(pairs[0], pairs[1], 0x88), _mm512_shuffle_f32x4(pairs[0], pairs[1], 0xdd))};
+  store(out, {_mm512_add_ps(_mm512_shuffle_f32x4(pairs[0], pairs[1], 0x88),
+                            _mm512_shuffle_f32x4(pairs[0], pairs[1], 0xdd))});
 }
 FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
   const __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
@@ -133,7 +137,20 @@ constexpr const char* compiled_isa = "avx2";
 constexpr int kPanel = 1;
 constexpr int kStateVectors = 4;
 constexpr int kWindowRows = 2;
+constexpr int kDotColumns = 3;
 constexpr int rows_of(int) { return 6; }
+
+struct Register {
+  __m256 v;
+};
+constexpr int kRegister = 8;
+FTSO_INLINE Register load_register(const float* p) { return {_mm256_loadu_ps(p)}; }
+FTSO_INLINE Register fma(Register a, Register b, Register c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+FTSO_INLINE float sum(Register a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
 
 struct Vec {
   __m256 lo, hi;
@@ -181,12 +198,7 @@ FTSO_INLINE __m256 pick8(__m256 kept, __m256i at, Vec source) {
 FTSO_INLINE Vec pick(Vec kept, Lanes l, Vec source) {
   return {pick8(kept.lo, l.lo, source), pick8(kept.hi, l.hi, source)};
 }
-FTSO_INLINE float sum(Vec a) {
-  const __m256 both = _mm256_add_ps(a.lo, a.hi);
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
-}
+FTSO_INLINE float sum(Vec a) { return sum(Register{_mm256_add_ps(a.lo, a.hi)}); }
 using Tail = Mask;
 FTSO_INLINE __m256 below8(int64_t n) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -221,16 +233,20 @@ constexpr const char* compiled_isa = "scalar";
 constexpr int kPanel = 1;
 constexpr int kStateVectors = 0;
 constexpr int kWindowRows = 1;
+constexpr int kDotColumns = 4;
 constexpr int rows_of(int) { return 2; }
 
 struct Vec {
   float at[kLanes];
 };
+using Register = Vec;
+constexpr int kRegister = kLanes;
 #define FTSO_LANES(expression)                           \
   Vec r;                                                 \
   for (int i = 0; i < kLanes; ++i) r.at[i] = expression; \
   return r
 FTSO_INLINE Vec load(const float* p) { FTSO_LANES(p[i]); }
+FTSO_INLINE Register load_register(const float* p) { return load(p); }
 FTSO_INLINE void store(float* p, Vec a) {
   for (int i = 0; i < kLanes; ++i) p[i] = a.at[i];
 }
@@ -343,10 +359,10 @@ FTSO_INLINE void store_part(float* p, Vec a, int64_t n) {
 FTSO_INLINE void add_to(float* p, Vec a) { store(p, add(load(p), a)); }
 FTSO_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }  // into the second level
 #if !defined(__AVX512F__)
-FTSO_INLINE Vec sums_of(const Vec (&v)[kLanes]) {
-  float lanes[kLanes];
-  for (int i = 0; i < kLanes; ++i) lanes[i] = sum(v[i]);
-  return load(lanes);
+template <int N>
+FTSO_INLINE void store_sums(float* out, const Register (&v)[N]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) out[i] = sum(v[i]);
 }
 FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
   float lanes[kLanes];

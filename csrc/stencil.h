@@ -141,20 +141,21 @@ FTSO_INLINE void windows(Image<S, PAIR> image, const float* weights, int64_t Ho,
   for (; r < Ho; ++r) window_rows<K, S, D, 1>(image, w, r, Wo, put);
 }
 
-// acc[tap] += pixel * d over R output rows from r0 on; d: compact rows of Wo.
-template <int K, int S, int D, int R, bool PAIR>
-FTSO_INLINE void window_dots(const Image<S, PAIR>& image, const float* d, int64_t r0, int64_t Wo, Vec (&acc)[K * K]) {
+// Taps of N columns from FIRST on: acc[row * N + column] += pixel * d over R output rows from r0 on; d: compact rows of
+// Wo.
+template <int K, int S, int D, int R, int FIRST, int N, bool PAIR>
+FTSO_INLINE void window_dots(const Image<S, PAIR>& image, const float* d, int64_t r0, int64_t Wo, Vec (&acc)[K * N]) {
   const int64_t first = S * r0 * image.ld;
   for (int64_t c = 0; c < Wo; c += kLanes) {
     Vec g[R];
     each<R>([&](auto r) FTSO_LAMBDA { g[r.value] = load_part(d + (r0 + r.value) * Wo + c, Wo - c); });
     each<S*(R - 1) + D*(K - 1) + 1>([&](auto row) FTSO_LAMBDA {
-      each<K>([&](auto dx) FTSO_LAMBDA {
-        const Vec v = image.template tap<K, D, dx.value>(first + row.value * image.ld + c);
+      each<N>([&](auto dx) FTSO_LAMBDA {
+        const Vec v = image.template tap<K, D, FIRST + dx.value>(first + row.value * image.ld + c);
         each<R>([&](auto r) FTSO_LAMBDA {
           constexpr int dy = row.value - S * r.value;
           if constexpr (dy >= 0 && dy % D == 0 && dy / D < K) {
-            Vec& a = acc[dy / D * K + dx.value];
+            Vec& a = acc[dy / D * N + dx.value];
             a = fma(g[r.value], v, a);
           }
         });
@@ -166,13 +167,17 @@ FTSO_INLINE void window_dots(const Image<S, PAIR>& image, const float* d, int64_
 // The weights' gradient of one plane added to the vectors at `sums`, one a tap.
 template <int K, int S, int D, bool PAIR>
 FTSO_INLINE void windows_gradient(Image<S, PAIR> image, const float* d, int64_t Ho, int64_t Wo, float* sums) {
-  Vec acc[K * K];  // unrolled, or the compiler leaves them in memory
-  each<K * K>([&](auto t) FTSO_LAMBDA { acc[t.value] = zero(); });
-  int64_t r = 0;
-  constexpr int R = kWindowRows > 1 ? 2 : 1;
-  for (; r + R <= Ho; r += R) window_dots<K, S, D, R>(image, d, r, Wo, acc);
-  for (; r < Ho; ++r) window_dots<K, S, D, 1>(image, d, r, Wo, acc);
-  each<K * K>([&](auto t) FTSO_LAMBDA { add_to(sums + t.value * kLanes, acc[t.value]); });
+  constexpr int R = kWindowRows > 1 ? 2 : 1, N = kPanel == 4 ? K : 1;  // as many columns as registers hold
+  each<K / N>([&](auto pass) FTSO_LAMBDA {
+    constexpr int first = pass.value * N;
+    Vec acc[K * N];  // unrolled, or the compiler leaves them in memory
+    each<K * N>([&](auto t) FTSO_LAMBDA { acc[t.value] = zero(); });
+    int64_t r = 0;
+    for (; r + R <= Ho; r += R) window_dots<K, S, D, R, first, N>(image, d, r, Wo, acc);
+    for (; r < Ho; ++r) window_dots<K, S, D, 1, first, N>(image, d, r, Wo, acc);
+    each<K * N>([&](auto t)
+                    FTSO_LAMBDA { add_to(sums + (t.value / N * K + first + t.value % N) * kLanes, acc[t.value]); });
+  });
 }
 
 // Stride 2, the pixels' gradient: row i of it, whose parity is PI, from the image of d; put(row, column, vector).
