@@ -1,10 +1,12 @@
 """Memory that kernels work in: huge pages where the system has them, kept for its next use.
 
 A first touch of fresh memory costs several times the arithmetic that it feeds, so what a large buffer leaves behind is
-handed out again, joined with its neighbours.
+handed out again, joined with its neighbours. They all lie in one range of addresses as long as the machine's memory is
+large, most of which nobody ever touches: a gap too small for one buffer then is a part of one for the next.
 """
 
 import mmap
+import os
 import weakref
 from bisect import bisect
 from contextlib import suppress
@@ -16,24 +18,36 @@ from torch import Tensor
 
 HUGE_PAGE = 2 << 20
 SMALL, PAGE, REGION = 1 << 18, 1 << 10, 1 << 23  # floats: torch allocates below SMALL; a region at least
+MAPS = hasattr(mmap, "MADV_HUGEPAGE")  # Linux: a range of addresses costs no memory until it is touched
+
+
+def _pages(floats: int) -> tuple[mmap.mmap, int]:
+    """Untouched pages, and where among their bytes the first huge one begins. Raises OSError."""
+    pages = mmap.mmap(-1, 4 * floats + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a system without huge ones
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages, -torch.frombuffer(pages, dtype=torch.uint8).data_ptr() % HUGE_PAGE
 
 
 def fresh(floats: int) -> Tensor:
     """Uninitialised float32, in huge pages where the system has them (they spare a first pass page faults)."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
+    if not MAPS:
         return torch.empty(floats)
-    pages = mmap.mmap(-1, 4 * floats + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a system without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    begin = -torch.frombuffer(pages, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+    pages, begin = _pages(floats)
     return torch.frombuffer(pages, dtype=torch.float32, count=floats, offset=begin)
 
 
 class _Region:
-    """Fresh memory of which parts are lent; `free` holds the others as (begin, end), ascending and apart."""
+    """Memory of which parts are lent; `free` holds the others as (begin, end), ascending and apart."""
 
     def __init__(self, floats: int) -> None:
-        self.memory: NDArray[np.float32] = fresh(floats).numpy()
+        self.pages: mmap.mmap | None = None
+        self.memory: NDArray[np.float32]
+        if MAPS:
+            self.pages, self.begin = _pages(floats)
+            self.memory = np.frombuffer(self.pages, np.float32, floats, self.begin)
+        else:
+            self.memory = torch.empty(floats).numpy()
         self.free = [(0, floats)]
         self.returned: list[tuple[int, int]] = []  # by finalizers, which may run in the midst of anything
 
@@ -63,13 +77,27 @@ class _Region:
             end = after.pop(0)[1]
         self.free = [*before, (begin, end), *after]
 
-    @property
-    def unused(self) -> bool:
+    def release(self) -> bool:
+        """Gaps go back to the system; whether nothing is lent."""
         self._settle()
+        for begin, end in self.free:
+            first, last = -(-4 * begin // HUGE_PAGE) * HUGE_PAGE, 4 * end // HUGE_PAGE * HUGE_PAGE
+            if self.pages is not None and first < last:
+                self.pages.madvise(mmap.MADV_DONTNEED, self.begin + first, last - first)
         return self.free == [(0, self.memory.size)]
 
 
 _regions: list[_Region] = []
+
+
+def _region(floats: int) -> _Region:
+    """For so many floats at least: as many as the machine has memory for, or fewer where the system refuses that."""
+    wanted = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 if MAPS else REGION
+    while wanted > max(floats, REGION):
+        with suppress(OSError):
+            return _Region(wanted)
+        wanted //= 2
+    return _Region(max(floats, REGION))
 
 
 def pooled(floats: int) -> Tensor:
@@ -82,7 +110,7 @@ def pooled(floats: int) -> Tensor:
         if part is not None:
             return part[:floats]
     release()
-    _regions.append(_Region(max(whole, REGION)))
+    _regions.append(_region(whole))
     part = _regions[-1].lend(whole)
     assert part is not None
     return part[:floats]
@@ -90,4 +118,4 @@ def pooled(floats: int) -> Tensor:
 
 def release() -> None:
     """Give memory that nobody uses back to the system."""
-    _regions[:] = [region for region in _regions if not region.unused]
+    _regions[:] = [region for region in _regions if not region.release()]
