@@ -69,6 +69,9 @@ class TrainedCell(nn.Module):
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         ones = states[0].new_ones(1) if factors is None else states[0].new_ones(len(s0))
         rounded = torch.is_autocast_enabled("cpu")
+        # where nobody differentiates or traces, a node is written where the concatenation wants it
+        in_place = not (self.training or rounded or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        room, places = None, dict[int, Tensor]()
         for first in range(0, len(self.states), 2):
             two = slice(first, first + 2)
             ops, inputs = self.ops[two], [states[i] for i in self.states[two]]
@@ -82,8 +85,13 @@ class TrainedCell(nn.Module):
             terms = [op(x) for op, x in zip(ops, inputs, strict=True)]
             if weights is not None:
                 terms = [h * w.view(-1, 1, 1, 1) for h, w in zip(terms, weights, strict=True)]
-            states.append(terms[0] + terms[1])
-        return torch.cat([states[i] for i in self.concat], 1)
+            if in_place and room is None and terms[0].is_contiguous():
+                B, C, H, W = terms[0].shape
+                room = terms[0].new_empty(B, C * len(self.concat), H, W)
+                places = dict(zip(self.concat, room.split(C, 1), strict=True))
+            place = places.get(len(states))
+            states.append(terms[0] + terms[1] if place is None else torch.add(*terms, out=place))
+        return torch.cat([states[i] for i in self.concat], 1) if room is None else room
 
 
 class AuxiliaryHead(nn.Sequential):
