@@ -13,6 +13,14 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+def forget(build: Path) -> None:
+    """What CMake found on the machine at an earlier build, such as the ninja of pip's build environment of then, which
+    is gone; the objects stay (`cmake --fresh` deletes them)."""
+    (build / "CMakeCache.txt").unlink(missing_ok=True)
+    for found in build.glob("CMakeFiles/[0-9]*"):
+        shutil.rmtree(found)
+
+
 class BuildWithCMake(build_ext):
     def build_extension(self, ext: Extension) -> None:
         compiler = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
@@ -22,8 +30,9 @@ class BuildWithCMake(build_ext):
                 "install one (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install), "
                 "or set FTSO_CORE=OFF to install without the core, on the slower reference path."
             )
-        build = Path(self.build_temp).resolve()
+        build = (self.kept() if self.editable_mode else Path(self.build_temp)).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        forget(build)
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         configure = [
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
@@ -32,11 +41,13 @@ class BuildWithCMake(build_ext):
             f"-DFTSO_CUDA={os.environ.get('FTSO_CUDA', 'AUTO').upper()}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
-        # --fresh: an earlier build's cache names the ninja of pip's build environment of then, which is gone
-        fresh = ["cmake", "--fresh", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
-        subprocess.run([*fresh, *configure], check=True)
+        subprocess.run(["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *configure], check=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         subprocess.run(["cmake", "--build", str(build), "-j", jobs], check=True)
+
+    def kept(self) -> Path:
+        """Where an installation that is not editable builds too: what has not changed is then not compiled again."""
+        return ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
 
     def copy_extensions_to_source(self) -> None:
         """Of an editable installation. The CUDA module is built or not, so setuptools does not know of it."""
