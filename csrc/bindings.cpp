@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <map>
 #include <optional>
 #include <string>
@@ -171,15 +172,16 @@ PYBIND11_MODULE(_C, m) {
       .def("forward", &net_forward)
       .def("backward", &net_backward);
   bind_node(m);
-  m.def("folded_conv",
-        [](int64_t B, int64_t H, int64_t W, const std::vector<int64_t>& channels, int K, int stride, int dilation,
-           const View& x, const Addresses& weights, const Addresses& biases, const View& y, int threads) {
-          const std::vector<float*> w = pointers(weights), b = pointers(biases);
-          counted("folded_conv", [&] {
-            return ftso::folded_conv({B, H, W, channels.data(), static_cast<int>(biases.size()), K, stride, dilation},
-                                     planes(x), w.data(), b.data(), planes(y), threads);
-          });
-        });
+  m.def("folded_conv", [](const std::array<int64_t, 4>& x_sizes, const std::vector<int64_t>& channels,
+                          const std::array<int, 3>& window, const View& x, const Addresses& weights,
+                          const Addresses& biases, const View& plus, const View& y, int threads) {
+    const std::vector<float*> w = pointers(weights), b = pointers(biases);
+    const auto [B, H, W, row] = x_sizes;
+    const auto [K, stride, dilation] = window;
+    const ftso::FoldedConv spec{B, H, W, row, channels.data(), static_cast<int>(b.size()), K, stride, dilation};
+    counted("folded_conv",
+            [&] { return ftso::folded_conv(spec, planes(x), w.data(), b.data(), planes(plus), planes(y), threads); });
+  });
   m.def("calls", [] { return calls; });
   m.def("reset_calls", [] { calls.clear(); });
   m.def("isa", [] { return std::string(ftso::kernels().isa); });

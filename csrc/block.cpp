@@ -27,17 +27,15 @@ struct Block {
   float* tap_sums;                      // [K * K] vectors
 
   Block(const BlockStep& step, float* scratch)
-      : s(step),
-        HW(s.H * s.W),
-        Q(s.Ho * s.Wo),
-        group(s.B, s.C > s.N ? s.C : s.N, Q),
-        outputs{step, {}, nullptr, nullptr, true} {
+      : s(step), HW(s.H * s.W), Q(s.Ho * s.Wo), group(s.B, s.C > s.N ? s.C : s.N, Q), outputs{step,    {},      {},
+                                                                                              nullptr, nullptr, true} {
     constexpr int P = D * (K / 2);
     if constexpr (K > 1) {
       scratch = Image<S, PAIR>::carve(image, scratch, s.H, s.W, P, 0);
       scratch = Image<1, PAIR>::carve(d_image, scratch, s.Ho, s.Wo, P, 0);
     }
     scratch = Columns::carve(outputs.columns, scratch, group, Q, s.y.image, PAIR);
+    if (s.plus.at) scratch = Columns::carve(outputs.columns_of_plus, scratch, group, Q, s.plus.image, PAIR);
     outputs.row_sums = scratch, scratch += 2 * s.N * kLanes;
     outputs.pivots = scratch, scratch += rounded_up(s.N, kLanes);
     tap_sums = scratch, scratch += K * K * kLanes;

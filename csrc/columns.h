@@ -127,45 +127,75 @@ FTSO_INLINE float mean_of(const float* y, int64_t n) {
 template <bool PAIR>
 struct Outputs {
   const BlockStep& s;
-  Columns columns;
+  Columns columns, columns_of_plus;
   float* row_sums;  // [2][N] vectors
   float* pivots;    // [N]: the sums are of y - pivot, or a channel that hardly varies loses digits
   bool no_pivots;
 
   // y = pointwise times `depthwise`, rows of `ld` of which n_columns hold the group's pixels.
   FTSO_APART void put(const float* depthwise, int64_t ld, int64_t n_columns, Images group) const {
+    // A store may change whatever a pointer leads to, as far as the compiler knows: copies stay in registers.
+    const Planes y{s.y.at + group.b * s.y.image, s.y.image, s.y.channel};
+    const Planes plus{s.plus.at ? s.plus.at + group.b * s.plus.image : nullptr, s.plus.image, s.plus.channel};
+    const Columns to = columns, from = columns_of_plus;
+    const float* biases = s.bias;
+    const bool sums = s.sums;
     product_of_planes(s.pointwise, s.N, s.C, depthwise, ld, n_columns, [=](int64_t row, int64_t col, auto& acc) {
       constexpr int MR = sizeof acc / sizeof acc[0], NV = sizeof acc[0] / sizeof(Vec);
-      put_block<MR, NV>(group, row, col, acc);
+      if (biases) add_bias<MR, NV>(biases + row, acc);
+      if (plus.at) add_plus<MR, NV>(plus, from, group.n, row, col, acc);
+      put_block<MR, NV>(y, to, group.n, row, col, acc);
+      if (sums) put_sums<MR, NV>(y, group.n, row, col, acc);
     });
   }
   template <int MR, int NV>
-  FTSO_ALWAYS_INLINE void put_block(Images group, int64_t row, int64_t col, Vec (&acc)[MR][NV]) const {
-    const int64_t channel = s.y.channel, image_floats = s.y.image, first = col / kLanes;
-    float* base = s.y.at + group.b * image_floats + row * channel;
-    int64_t offset[NV], left[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) offset[v] = columns.offset[first + v], left[v] = columns.left[first + v];
-    const float* biases = s.bias;
+  FTSO_ALWAYS_INLINE static void add_bias(const float* biases, Vec (&acc)[MR][NV]) {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const Vec bias = biases ? set1(biases[row + i]) : zero();
+      const Vec bias = set1(biases[i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] = add(acc[i][v], bias);
+    }
+  }
+  template <int MR, int NV>
+  FTSO_ALWAYS_INLINE static void add_plus(Planes plus, Columns at, int64_t images, int64_t row, int64_t col,
+                                          Vec (&acc)[MR][NV]) {
+    const float* base = plus.at + row * plus.channel;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const float* from = base + at.offset[col / kLanes + v];
+      const int64_t left = at.left[col / kLanes + v];
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i, from += plus.channel)
+        acc[i][v] = add(acc[i][v], PAIR ? Pair::row(from, plus.image, 0, left + 1 < images) : load_part(from, left));
+    }
+  }
+  template <int MR, int NV>
+  FTSO_ALWAYS_INLINE static void put_block(Planes y, Columns at, int64_t images, int64_t row, int64_t col,
+                                           const Vec (&acc)[MR][NV]) {
+    float* base = y.at + row * y.channel;
+    int64_t offset[NV], left[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) offset[v] = at.offset[col / kLanes + v], left[v] = at.left[col / kLanes + v];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i, base += y.channel)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        if (biases) acc[i][v] = add(acc[i][v], bias);
-        float* to = base + i * channel + offset[v];
-        if constexpr (PAIR)
-          left[v] + 1 < group.n ? store_halves(to, to + image_floats, acc[i][v]) : store_half(to, acc[i][v]);
-        else
-          store_part(to, acc[i][v], left[v]);
+        float* to = base + offset[v];
+        PAIR ? Pair::put_row(to, y.image, 0, left[v] + 1 < images, acc[i][v]) : store_part(to, acc[i][v], left[v]);
       }
-    }
-    if (!s.sums) return;
+  }
+  template <int MR, int NV>
+  FTSO_ALWAYS_INLINE void put_sums(Planes y, int64_t images, int64_t row, int64_t col, const Vec (&acc)[MR][NV]) const {
+    const int64_t first = col / kLanes;
+    int64_t left[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) left[v] = columns.left[first + v];
     constexpr int64_t kStored = NV * kLanes / (PAIR ? 2 : 1);
     const int64_t Q = s.Ho * s.Wo;
     for (int i = 0; i < MR && first == 0 && no_pivots; ++i)
-      pivots[row + i] = mean_of(base + i * channel, Q < kStored ? Q : kStored);
-    add_up<MR, NV>(group.n, row, left, acc);
+      pivots[row + i] = mean_of(y.at + (row + i) * y.channel, Q < kStored ? Q : kStored);
+    add_up<MR, NV>(images, row, left, acc);
   }
   template <int MR, int NV>
   FTSO_ALWAYS_INLINE void add_up(int64_t n, int64_t row, const int64_t (&left)[NV], const Vec (&y)[MR][NV]) const {

@@ -87,14 +87,16 @@ const char* skip_cell_bwd(int64_t B, int64_t C, int64_t HW, int64_t k, const flo
                           const float* x1, const float* weights, float* grad_x0, float* grad_x1, float* grad_weights,
                           int threads);
 // Inference, batch norms folded into pointwise and bias: one block, or two as one launch (the second of stride 1).
-// weights: depthwise (where K > 1) and pointwise of each block; channels: before, between and behind the blocks.
+// weights: depthwise (where K > 1) and pointwise of each block; channels: before, between and behind the blocks. `plus`
+// is added to y, and may be y; null: nothing. Rows of x are `row` floats apart: W, or more where pixels are picked
+// (K = 1, stride 2).
 struct FoldedConv {
-  int64_t B, H, W;
+  int64_t B, H, W, row;
   const int64_t* channels;
   int blocks, K, stride, dilation;
 };
 const char* folded_conv(const FoldedConv& spec, Planes x, const float* const* weights, const float* const* biases,
-                        Planes y, int threads);
+                        Planes plus, Planes y, int threads);
 const char* fma_peak(int64_t rounds, double* operations, int threads);  // `rounds` on each thread, all at once
 
 }  // namespace ftso

@@ -91,16 +91,17 @@ const char* skip_cell_bwd(int64_t B, int64_t C, int64_t HW, int64_t k, const flo
 }
 
 const char* folded_conv(const FoldedConv& spec, Planes x, const float* const* weights, const float* const* biases,
-                        Planes y, int threads) {
+                        Planes plus, Planes y, int threads) {
   BlockStep first{};
-  first.B = spec.B, first.H = spec.H, first.W = spec.W, first.C = spec.channels[0], first.N = spec.channels[1];
+  first.B = spec.B, first.H = spec.H, first.W = spec.row, first.C = spec.channels[0], first.N = spec.channels[1];
   first.K = spec.K, first.S = spec.stride, first.D = spec.dilation;
   first.Ho = (spec.H + spec.stride - 1) / spec.stride, first.Wo = (spec.W + spec.stride - 1) / spec.stride;
   if (spec.K > 1) first.depthwise = *weights++;
-  first.pointwise = *weights++, first.bias = biases[0], first.x = x, first.y = y;
+  first.pointwise = *weights++, first.bias = biases[0], first.x = x, first.y = y, first.plus = plus;
   BlockStep second = first;
   const bool two = spec.blocks == 2;
   if (two) {
+    first.plus = {};
     first.y = {nullptr, first.N * first.Ho * first.Wo, first.Ho * first.Wo};
     second.C = first.N, second.N = spec.channels[2], second.S = 1, second.H = first.Ho, second.W = first.Wo;
     second.depthwise = weights[0], second.pointwise = weights[1], second.bias = biases[1];

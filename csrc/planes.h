@@ -23,6 +23,7 @@ struct BlockStep {
   const float *pointwise, *pointwise_t;  // [N][C], [C][N]
   Planes y;
   const float* bias;  // [N], added to y; null: none
+  Planes plus;        // added to y as well; null: nothing
   double* sums;       // null: not wanted
   int64_t ld_sums;
   Planes g;
@@ -121,7 +122,7 @@ FTSO_SHARED int64_t block_scratch(const BlockStep& s) {
       s.S * Frame(s.H, s.S == 1 ? s.W : (s.W + 1) / 2, border).floats() + Frame(s.Ho, s.Wo, border).floats();
   const int64_t vectors = g.images * g.plane / kLanes;
   return frames + (2 * s.C + s.N) * g.ld + (2 * kLanes + 1) * rounded_up(s.N, kLanes) +
-         4 * rounded_up(vectors, kLanes) + s.K * s.K * kLanes + 64;
+         8 * rounded_up(vectors, kLanes) + s.K * s.K * kLanes + 64;
 }
 
 // Two blocks of inference one after the other, what lies between them in scratch.

@@ -67,31 +67,53 @@ class TrainedCell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, factors: Iterator[Tensor] | None) -> Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        ones = states[0].new_ones(1) if factors is None else states[0].new_ones(len(s0))
         rounded = torch.is_autocast_enabled("cpu")
-        # where nobody differentiates or traces, a node is written where the concatenation wants it
-        in_place = not (self.training or rounded or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        room, places = None, dict[int, Tensor]()
-        for first in range(0, len(self.states), 2):
-            two = slice(first, first + 2)
-            ops, inputs = self.ops[two], [states[i] for i in self.states[two]]
+        differentiated = self.training or rounded or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if not differentiated and factors is None and states[0].is_contiguous():
+            return self._tested(states)
+        ones = states[0].new_ones(1) if factors is None else states[0].new_ones(len(s0))
+        for ops, inputs, names, strides in self._nodes(states):
             weights = None if factors is None else [ones if isinstance(op, Identity) else next(factors) for op in ops]
             if self.training and not rounded and all(isinstance(op, Identity | Fused | FactorizedReduce) for op in ops):
                 own = [parts(op) for op in ops]
                 tensors = [[t for part in own for t in part[i]] for i in range(3)]
                 dropped = None if weights is None else torch.stack(weights)
-                states.append(kernels.node_sum(inputs, self.names[two], self.strides[two], *tensors, dropped))
+                states.append(kernels.node_sum(inputs, names, strides, *tensors, dropped))
                 continue
             terms = [op(x) for op, x in zip(ops, inputs, strict=True)]
             if weights is not None:
                 terms = [h * w.view(-1, 1, 1, 1) for h, w in zip(terms, weights, strict=True)]
-            if in_place and room is None and terms[0].is_contiguous():
-                B, C, H, W = terms[0].shape
-                room = terms[0].new_empty(B, C * len(self.concat), H, W)
+            states.append(terms[0] + terms[1])
+        return torch.cat([states[i] for i in self.concat], 1)
+
+    def _nodes(self, states: list[Tensor]) -> Iterator[tuple[list[nn.Module], list[Tensor], list[str], list[int]]]:
+        """Of each node the operators, inputs, operators' names and strides; `states` grows meanwhile."""
+        for first in range(0, len(self.states), 2):
+            two = slice(first, first + 2)
+            yield list(self.ops[two]), [states[i] for i in self.states[two]], self.names[two], self.strides[two]
+
+    def _tested(self, states: list[Tensor]) -> Tensor:
+        """Without gradients: each node is written where the concatenation wants it, its second operator adding."""
+        places = dict[int, Tensor]()
+        room = states[0]
+        for ops, inputs, _, strides in self._nodes(states):
+            B, C, H, W = inputs[0].shape
+            node = B, C, -(-H // strides[0]), -(-W // strides[0])
+            if not places:
+                room = kernels.room(inputs[0], (B, C * len(self.concat), *node[2:]))
                 places = dict(zip(self.concat, room.split(C, 1), strict=True))
-            place = places.get(len(states))
-            states.append(terms[0] + terms[1] if place is None else torch.add(*terms, out=place))
-        return torch.cat([states[i] for i in self.concat], 1) if room is None else room
+            place = places[len(states)] if len(states) in places else kernels.room(inputs[0], node)
+            total = None
+            pairs = zip(ops, inputs, strict=True)
+            for op, x in sorted(pairs, key=lambda pair: isinstance(pair[0], Fused | FactorizedReduce)):
+                if isinstance(op, Fused | FactorizedReduce) and kernels.requested() != "reference":
+                    op.into(x, place, total)
+                    total = place
+                else:
+                    term = op(x)
+                    total = term if total is None else torch.add(total, term, out=place)
+            states.append(place)
+        return room
 
 
 class AuxiliaryHead(nn.Sequential):

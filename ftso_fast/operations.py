@@ -40,6 +40,10 @@ class Fused(nn.Sequential):
         weights, affine, running = parts(self)
         return type(self).operation(x, weights, affine, self.stride, running)
 
+    def into(self, x: Tensor, out: Tensor, plus: Tensor | None = None) -> None:
+        """Where it is tested: its result, and `plus` added to it, is written to `out`, which may be `plus`."""
+        kernels.folded_conv(x, *self.folded(), self.stride, self.dilation, plus=plus, out=out)
+
     def folded(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases for `kernels.folded_conv`; made anew once a parameter or a running statistic changes."""
         state = _state(self)
@@ -117,10 +121,18 @@ class FactorizedReduce(nn.Module):
         if not tested(self, self.bn):
             (one, two), affine, running = parts(self)
             return kernels.factorized_reduce(x, one, two, affine, running)
+        B, _, H, W = x.shape
+        out = kernels.room(x, (B, self.bn.num_features, H // 2, W // 2))
+        self.into(x, out)
+        return out
+
+    def into(self, x: Tensor, out: Tensor, plus: Tensor | None = None) -> None:
+        """As `Fused.into`."""
         weight, bias = fold(torch.cat((self.conv_1.weight, self.conv_2.weight)), self.bn)
-        weights, biases = weight.chunk(2), bias.chunk(2)
-        halves = zip((x, x[:, :, 1:, 1:]), weights, biases, strict=True)
-        return torch.cat([kernels.folded_conv(half, [w], [b], 2) for half, w, b in halves], 1)
+        added = (None, None) if plus is None else plus.chunk(2, 1)
+        halves = zip((x, x[:, :, 1:, 1:]), weight.chunk(2), bias.chunk(2), out.chunk(2, 1), added, strict=True)
+        for half, w, b, at, more in halves:
+            kernels.folded_conv(half, [w], [b], 2, plus=more, out=at)
 
 
 def separable(c_in: int, c_out: int, K: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:

@@ -15,6 +15,7 @@ from ._backend import (
     use_backend,
     use_isa,
 )
+from ._memory import room
 from .folded_conv import fold_batch_norm, folded_conv
 from .mixed_cell import mixed_cell, strides_of
 from .node_sum import node_sum
@@ -50,6 +51,7 @@ __all__ = [
     "release_memory",
     "relu_conv_bn",
     "requested",
+    "room",
     "sep_conv",
     "skip_cell",
     "skip_net",

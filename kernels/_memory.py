@@ -5,16 +5,20 @@ handed out again, joined with its neighbours. They all lie in one range of addre
 large, most of which nobody ever touches: a gap too small for one buffer then is a part of one for the next.
 """
 
+import math
 import mmap
 import os
 import weakref
 from bisect import bisect
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ._backend import requested
 
 HUGE_PAGE = 2 << 20
 SMALL, PAGE, REGION = 1 << 18, 1 << 10, 1 << 23  # floats: torch allocates below SMALL; a region at least
@@ -114,6 +118,13 @@ def pooled(floats: int) -> Tensor:
     part = _regions[-1].lend(whole)
     assert part is not None
     return part[:floats]
+
+
+def room(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Uninitialised, of x's type and on its device; where kernels of the CPU run, from the memory that they keep."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or requested() == "reference":
+        return x.new_empty(shape)
+    return pooled(math.prod(shape)).view(*shape)
 
 
 def release() -> None:

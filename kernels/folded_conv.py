@@ -50,24 +50,45 @@ def reference(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], st
 
 
 def folded_conv(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int = 1, dilation: int = 1
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    stride: int = 1,
+    dilation: int = 1,
+    *,
+    plus: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(B, C, H, W) -> (B, C_out, ceil(H/stride), ceil(W/stride)), see the module.
 
     weights, biases: pointwise, bias (a folded relu_conv_bn); depthwise, pointwise, bias (dil_conv, with dilation 2);
-    depthwise, pointwise twice, two biases (sep_conv, dilation 1). Without gradients: for inference.
+    depthwise, pointwise twice, two biases (sep_conv, dilation 1). plus: of the result's shape, added to it. out: where
+    the result goes, planes without gaps; it may be `plus`, and must not overlap x. Without gradients: for inference.
 
     Raises ValueError or TypeError naming the argument, what was expected and what came; RuntimeError where a gradient
     is asked for.
     """
-    check(x, weights, biases, stride, dilation)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
+    check(x, weights, biases, stride, dilation, plus, out)
+    given = (x, *weights, *biases, *(t for t in (plus, out) if t is not None))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
         raise RuntimeError("folded_conv: x, weights, biases: expected no gradient to be asked for: use torch.no_grad()")
-    table: dict[str, Callable[..., Tensor]] = {"cpu": _cpu, "reference": reference}
-    return choose("folded_conv", table, x)(x, weights, biases, stride, dilation)
+    table: dict[str, Callable[..., Tensor]] = {"cpu": _cpu, "reference": _reference}
+    return choose("folded_conv", table, x)(x, weights, biases, stride, dilation, plus, out)
 
 
-def check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int) -> None:
+def _reference(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int, plus: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:  # fmt: skip
+    y = reference(x, weights, biases, stride, dilation)
+    y = y if plus is None else y + plus
+    return y if out is None else out.copy_(y)
+
+
+def check(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int,
+    plus: Tensor | None = None, out: Tensor | None = None,
+) -> None:  # fmt: skip
     """Refuses what no kernel may see."""
     op = "folded_conv"
     if x.dim() != 4 or 0 in x.shape:
@@ -95,20 +116,53 @@ def check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride
     given = [("weights", i, w) for i, w in enumerate(weights)]
     for i, bias in enumerate(biases):
         given.insert((i + 1) * len(weights) // len(biases) + i, ("biases", i, bias))
-    for (name, i, t), shape in zip(given, shapes, strict=True):
+    labels = [f"{name}[{i}]" for name, i, _ in given]
+    tensors = [t for *_, t in given]
+    for label, more in (("plus", plus), ("out", out)):
+        if more is not None:
+            labels.append(label)
+            tensors.append(more)
+            shapes.append(_shape(x, weights, stride))
+    for label, t, shape in zip(labels, tensors, shapes, strict=True):
         if tuple(t.shape) != shape:
-            raise ValueError(f"{op}: {name}[{i}]: expected shape {shape}, got {tuple(t.shape)}")
+            raise ValueError(f"{op}: {label}: expected shape {shape}, got {tuple(t.shape)}")
         if t.dtype != x.dtype or t.device != x.device:
-            raise TypeError(f"{op}: {name}[{i}]: expected {x.dtype} on {x.device}, got {t.dtype} on {t.device}")
+            raise TypeError(f"{op}: {label}: expected {x.dtype} on {x.device}, got {t.dtype} on {t.device}")
+    if out is not None and planes(out) is not out:
+        raise ValueError(f"{op}: out: expected planes without gaps, got strides {out.stride()}")
 
 
-def _cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int) -> Tensor:
-    found: Tensor = torch.ops.ftso_fast.folded_conv(x, list(weights), list(biases), stride, dilation)
-    return found
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether they may share memory; different channels of the same images do not."""
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+
+    def span(t: Tensor, first: int) -> tuple[int, int]:
+        begin = int(t.storage_offset())
+        return begin, begin + 1 + sum((n - 1) * s for n, s in zip(t.shape[first:], t.stride()[first:], strict=True))
+
+    (begin, end), (other, other_end) = span(a, 1), span(b, 1)
+    if not a.stride(0) == b.stride(0) >= max(end, other_end) - min(begin, other):
+        (begin, end), (other, other_end) = span(a, 0), span(b, 0)
+    return begin < other_end and other < end
+
+
+def _cpu(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int, plus: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:  # fmt: skip
+    if plus is None and out is None:
+        found: Tensor = torch.ops.ftso_fast.folded_conv(x, list(weights), list(biases), stride, dilation)
+        return found
+    out = x.new_empty(_shape(x, weights, stride)) if out is None else out
+    torch.ops.ftso_fast.folded_conv_into(x, list(weights), list(biases), stride, dilation, plus, out)
+    return out
 
 
 _LIB = torch.library.Library("ftso_fast", "FRAGMENT")
-_LIB.define("folded_conv(Tensor x, Tensor[] weights, Tensor[] biases, int stride, int dilation) -> Tensor")
+_ARGUMENTS = "Tensor x, Tensor[] weights, Tensor[] biases, int stride, int dilation"
+_LIB.define(f"folded_conv({_ARGUMENTS}) -> Tensor")
+_LIB.define(f"folded_conv_into({_ARGUMENTS}, Tensor? plus, Tensor(a!) out) -> ()")
 
 
 def _shape(x: Tensor, weights: Sequence[Tensor], stride: int) -> tuple[int, int, int, int]:
@@ -118,17 +172,38 @@ def _shape(x: Tensor, weights: Sequence[Tensor], stride: int) -> tuple[int, int,
 
 def _fwd_cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int) -> Tensor:
     check(x, weights, biases, stride, dilation)
-    if x.dtype != torch.float32:
-        raise TypeError(f"folded_conv: x: the cpu backend expected float32, got {x.dtype}")
     shape = _shape(x, weights, stride)
     y = _memory.pooled(shape[0] * shape[1] * shape[2] * shape[3]).view(shape)
-    x, small = planes(x), [t.contiguous() for t in (*weights, *biases)]
-    at, n = [t.data_ptr() for t in small], len(weights)
-    channels = [x.shape[1], *(b.shape[0] for b in biases)]
-    K = 1 if n == 1 else weights[0].shape[-1]
-    sizes = x.shape[0], x.shape[2], x.shape[3]
-    core().folded_conv(*sizes, channels, K, stride, dilation, view(x), at[:n], at[n:], view(y), torch.get_num_threads())
+    _into_cpu(x, weights, biases, stride, dilation, None, y)
     return y
+
+
+def _into_cpu(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int, plus: Tensor | None,
+    out: Tensor,
+) -> None:  # fmt: skip
+    check(x, weights, biases, stride, dilation, plus, out)
+    if x.dtype != torch.float32:
+        raise TypeError(f"folded_conv: x: the cpu backend expected float32, got {x.dtype}")
+    if _overlap(out, x):
+        raise ValueError("folded_conv: out: expected memory of its own, got some of x's")
+    n, (B, _, H, W) = len(weights), x.shape
+    picks = n == 1 and stride == 2 and x.stride(3) == 1 and x.stride(2) >= W  # pixels of rows that may lie apart
+    x = x if picks else planes(x)
+    plus = None if plus is None else planes(plus)
+    small = [t.contiguous() for t in (*weights, *biases)]
+    at = [t.data_ptr() for t in small]
+    core().folded_conv(
+        (B, H, W, x.stride(2) if picks else W),
+        [x.shape[1], *(b.shape[0] for b in biases)],
+        (1 if n == 1 else weights[0].shape[-1], stride, dilation),
+        view(x),
+        at[:n],
+        at[n:],
+        (0, 0, 0) if plus is None else view(plus),
+        view(out),
+        torch.get_num_threads(),
+    )
 
 
 def _fake(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int) -> Tensor:
@@ -141,5 +216,7 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
 
 
 _LIB.impl("folded_conv", _fwd_cpu, "CPU")
+_LIB.impl("folded_conv_into", _into_cpu, "CPU")
 torch.library.register_fake("ftso_fast::folded_conv", _fake, lib=_LIB)
+torch.library.register_fake("ftso_fast::folded_conv_into", check, lib=_LIB)
 torch.library.register_autograd("ftso_fast::folded_conv", _no_gradient, lib=_LIB)

@@ -74,6 +74,48 @@ def test_any_shape_on_every_instruction_set(form, B, channels, size, K, stride, 
             assert error(form, x, weights, biases, stride) < 2e-6
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    form=st.sampled_from(sorted(FORMS)),
+    B=st.integers(1, 20),
+    size=st.tuples(*[st.sampled_from([2, 7, 8, 17, 32])] * 2),
+    stride=st.sampled_from([1, 2]),
+    where=st.sampled_from(["itself", "slices", "new"]),
+)
+def test_added_to_what_is_there(form, B, size, stride, where):
+    """`plus` may be `out`, or another tensor; both channels of wider ones, in the midst of NaN."""
+    x, weights, biases = drawn(form, B, 5, 6, 9, *size, 3)
+    for name in kernels.available_isas():
+        with testing.arm("cpu", name), torch.no_grad():
+            want = folded_conv(x, weights, biases, stride, FORMS[form][2])
+            plus = testing.VIEWS["second"](torch.randn(want.shape))
+            want = want + plus
+            room = torch.full((B, 2, *want.shape[1:]), float("nan"))
+            out = {"itself": plus, "slices": room[:, 1], "new": None}[where]
+            found = folded_conv(x, weights, biases, stride, FORMS[form][2], plus=plus, out=out)
+            assert out is None or found is out
+            torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
+            assert room[:, 0].isnan().all(), "written beside it"
+
+
+def test_pixels_are_picked_from_rows_that_lie_apart(isa, monkeypatch):
+    """Without a copy: what a FactorizedReduce reads one pixel down and right."""
+    x, weights, biases = drawn("relu_conv_bn", 3, 5, 6, 9, 12, 16, 1)
+    monkeypatch.setattr(
+        torch.Tensor, "contiguous", lambda t: pytest.fail("copied") if t.dim() == 4 and len(t) == 3 else t
+    )
+    with testing.arm("cpu", isa):
+        assert error("relu_conv_bn", x[:, :, 1:, 1:], weights, biases, 2) < 2e-6
+
+
+def test_the_reference_adds_and_writes_too():
+    x, weights, biases = drawn("sep_conv", 2, 4, 4, 4, 8, 8, 3)
+    plus, out = torch.randn(2, 4, 8, 8), torch.empty(2, 4, 8, 8)
+    with kernels.use_backend("reference"), torch.no_grad():
+        assert folded_conv(x, weights, biases, plus=plus, out=out) is out
+        assert torch.equal(out, reference(x, weights, biases, 1, 1) + plus)
+
+
 def test_the_comparison_can_fail():
     x, weights, biases = drawn("sep_conv", 2, 4, 4, 4, 8, 8, 3)
     turned = [w.flip(2) if w.shape[1] == 1 else w for w in weights]
@@ -118,6 +160,8 @@ def test_folding_equals_a_batch_norm_with_running_statistics(affine):
 def test_opcheck():
     x, weights, biases = drawn("sep_conv", 2, 4, 4, 4, 8, 8, 3)
     torch.library.opcheck(torch.ops.ftso_fast.folded_conv.default, (x, weights, biases, 1, 1))
+    into = torch.ops.ftso_fast.folded_conv_into.default
+    torch.library.opcheck(into, (x, weights, biases, 1, 1, torch.randn_like(x), torch.empty_like(x)))
 
 
 def test_a_gradient_is_refused(refuses):
@@ -153,4 +197,27 @@ def test_wrong_calls_meet_a_sentence_before_a_kernel(sentence, name, call):
     arguments = (*WRONG[sentence], *(1, 1)[len(WRONG[sentence]) - 3 :])
     with pytest.raises((ValueError, TypeError), match=f"folded_conv: {sentence}"):
         call(*arguments)
+    assert kernels.calls() == before
+
+
+WIDE = torch.cat((X, X), 1)
+NOT_THERE = {
+    r"out: expected shape \(2, 4, 8, 8\), got \(2, 4, 4, 8\)": (X, {"out": X[:, :, :4]}),
+    "plus: expected torch.float32 on cpu, got torch.float64": (X, {"plus": X.double()}),
+    r"out: expected planes without gaps, got strides \(512, 128, 16, 2\)": (
+        X,
+        {"out": torch.zeros(2, 4, 8, 16)[..., ::2]},
+    ),
+    "out: expected memory of its own, got some of x's": (X, {"out": X}),
+    "out: expected memory of its own, got some of": (WIDE[:, :4], {"out": WIDE[:, 1:5]}),
+    "out: expected memory of its": (WIDE[:, :4], {"out": WIDE.view(-1)[200:712].view(2, 4, 8, 8)}),  # other strides
+}
+
+
+@pytest.mark.parametrize("sentence", NOT_THERE)
+def test_where_it_cannot_go(sentence):
+    x, given = NOT_THERE[sentence]
+    before = kernels.calls()
+    with pytest.raises((ValueError, TypeError), match=f"folded_conv: {sentence}"), torch.no_grad():
+        folded_conv(x, [D, P], [BIAS], **given)
     assert kernels.calls() == before
