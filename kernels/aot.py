@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -169,15 +169,22 @@ def _measure(pair: tuple[str, str]) -> dict[str, int]:
     return measure(_by_name()[pair[0]], pair[1])
 
 
+def in_turns(names: Sequence[str]) -> list[str]:
+    """Those that are compiled for bfloat16 and for float16 only for one of them, the other in turns."""
+    halves: dict[str, list[str]] = {}
+    for name in sorted(names):
+        halves.setdefault(re.sub("bf16|fp16", "half", name), []).append(name)
+    return [both[i % len(both)] for i, both in enumerate(halves.values())]
+
+
 def table(targets: Sequence[str], select: str = "", spread: bool = False) -> dict[str, dict[str, dict[str, int]]]:
-    """By kernel, by target; `select`: only names that contain it; `spread`: each on one target, which take turns.
-    Compiled in several processes: Triton holds Python's lock for most of the time."""
+    """By kernel, by target; `select`: only names that contain it; `spread`: each on one target and in one half
+    precision, which take turns. Compiled in several processes: Triton holds Python's lock for most of the time."""
     names = [name for name in _by_name() if select in name]
-    pairs = [
-        (name, target)
-        for i, name in enumerate(names)
-        for target in ([targets[i % len(targets)]] if spread else targets)
-    ]
+    if spread:
+        pairs = [(name, targets[i % len(targets)]) for i, name in enumerate(in_turns(names))]
+    else:
+        pairs = [(name, target) for name in names for target in targets]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
         measured = list(pool.map(_measure, pairs, chunksize=4))
     found: dict[str, dict[str, dict[str, int]]] = {}
@@ -186,8 +193,8 @@ def table(targets: Sequence[str], select: str = "", spread: bool = False) -> dic
     return found
 
 
-def problems(found: dict[str, Any], budget: dict[str, Any], whole: bool) -> list[str]:
-    """A sentence for each kernel over its budget or not in it; where `found` is whole, for those left over too."""
+def problems(found: dict[str, Any], budget: dict[str, Any], there: Collection[str]) -> list[str]:
+    """A sentence for each kernel over its budget or not in it, and for what is in the budget and no kernel `there`."""
     said = []
     for name, by_target in found.items():
         for target, values in by_target.items():
@@ -197,9 +204,7 @@ def problems(found: dict[str, Any], budget: dict[str, Any], whole: bool) -> list
             said += [f"{name} {target}: {why}" for why in over(values, budget[name][target])]
             if values["spills"] and target.startswith("sm"):
                 said.append(f"{name} {target}: spills {values['spills']}")
-    return said + [
-        f"{name}: in the budget, but there is no such kernel" for name in budget if whole and name not in found
-    ]
+    return said + [f"{name}: in the budget, but there is no such kernel" for name in budget if name not in there]
 
 
 def main() -> int:
@@ -208,7 +213,9 @@ def main() -> int:
     parser.add_argument("--json", help="a file for what was measured")
     parser.add_argument("--select", default="", help="only kernels whose names contain this")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--spread", action="store_true", help="each kernel for one target only, which take turns")
+    parser.add_argument(
+        "--spread", action="store_true", help="each kernel for one target only, and one half precision, in turns"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("TRITON_CACHE_DIR", folder)
@@ -223,7 +230,7 @@ def main() -> int:
         BUDGET.write_text(dump(kept))
         print(f"{len(found)} kernels written to {BUDGET.name}")
         return 0
-    said = problems(found, budget, not args.select and len(args.targets) == len(TARGETS))
+    said = problems(found, budget, _by_name())
     on = "one each of " if args.spread else ""
     print("\n".join(said) or f"{len(found)} kernels on {on}{len(args.targets)} targets keep to their budget")
     return 1 if said else 0
