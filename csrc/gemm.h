@@ -47,7 +47,6 @@ struct Ahead {
 template <int MR, int NV, bool PAIRS>
 FTSO_INLINE void multiply(Rows a, const float* w, int64_t ldw, int64_t K, Vec (&acc)[MR][NV]) {
   for (int64_t piece = 0; piece < a.pieces; ++piece, a.at += a.apart)
-#pragma GCC unroll kUnroll
     for (int64_t k = 0; k < K; ++k, w += ldw) {
       Vec column[NV];
 #pragma GCC unroll 4

@@ -19,7 +19,6 @@ constexpr const char* compiled_isa = "avx512";
 #endif
 constexpr int kPanel = 4;         // vectors of columns that a product holds at once
 constexpr int kStateVectors = 4;  // vectors of a state that a cell holds in registers
-constexpr int kUnroll = 1;        // how far the inner loop of a product is unrolled
 constexpr int kWindowRows = 4;    // rows of output that a window of pixels treats at once
 constexpr int kDotColumns = 4;    // by four rows: dots of planes that are taken at once
 constexpr int rows_of(int nv) { return nv == 1 ? 16 : nv == 2 ? 12 : nv == 3 ? 8 : 6; }
@@ -137,7 +136,6 @@ FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
 constexpr const char* compiled_isa = "avx2";
 constexpr int kPanel = 1;
 constexpr int kStateVectors = 4;
-constexpr int kUnroll = 4;
 constexpr int kWindowRows = 2;
 constexpr int kDotColumns = 3;
 constexpr int rows_of(int) { return 6; }
@@ -234,7 +232,6 @@ FTSO_INLINE void store(float* p, Vec a, Tail t) {
 constexpr const char* compiled_isa = "scalar";
 constexpr int kPanel = 1;
 constexpr int kStateVectors = 0;
-constexpr int kUnroll = 1;
 constexpr int kWindowRows = 1;
 constexpr int kDotColumns = 4;
 constexpr int rows_of(int) { return 2; }
