@@ -170,16 +170,16 @@ def _measure(pair: tuple[str, str]) -> dict[str, int]:
 
 
 def in_turns(names: Sequence[str]) -> list[str]:
-    """Those that are compiled for bfloat16 and for float16 only for one of them, the other in turns."""
-    halves: dict[str, list[str]] = {}
+    """Of those that differ in their type alone, one, which takes turns."""
+    alike: dict[str, list[str]] = {}
     for name in sorted(names):
-        halves.setdefault(re.sub("bf16|fp16", "half", name), []).append(name)
-    return [both[i % len(both)] for i, both in enumerate(halves.values())]
+        alike.setdefault(re.sub("bf16|fp16|fp32", "type", name), []).append(name)
+    return [group[i % len(group)] for i, group in enumerate(alike.values())]
 
 
 def table(targets: Sequence[str], select: str = "", spread: bool = False) -> dict[str, dict[str, dict[str, int]]]:
-    """By kernel, by target; `select`: only names that contain it; `spread`: each on one target and in one half
-    precision, which take turns. Compiled in several processes: Triton holds Python's lock for most of the time."""
+    """By kernel, by target; `select`: only names that contain it; `spread`: each on one target and with one type,
+    which take turns. Compiled in several processes: Triton holds Python's lock for most of the time."""
     names = [name for name in _by_name() if select in name]
     if spread:
         pairs = [(name, targets[i % len(targets)]) for i, name in enumerate(in_turns(names))]
@@ -213,9 +213,7 @@ def main() -> int:
     parser.add_argument("--json", help="a file for what was measured")
     parser.add_argument("--select", default="", help="only kernels whose names contain this")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument(
-        "--spread", action="store_true", help="each kernel for one target only, and one half precision, in turns"
-    )
+    parser.add_argument("--spread", action="store_true", help="each kernel for one target and one type only, in turns")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("TRITON_CACHE_DIR", folder)

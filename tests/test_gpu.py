@@ -46,8 +46,8 @@ def test_interpreted(path, tmp_path):
 
 BUDGET = json.loads(aot.BUDGET.read_text())
 LONG = os.environ.get("FTSO_AOT") == "long"
-"""Every kernel is compiled for every target, which takes minutes; else for one of them, and one of the two half
-precisions, in turns."""
+"""Every kernel is compiled for every target, which takes minutes; else for one of them, and with one type of
+those that it has, in turns."""
 
 
 @pytest.fixture(scope="module")
