@@ -66,6 +66,11 @@ def tile(channels: int, backward: bool, strided: bool = False, half: bool = Fals
     return Tile(max(16, min(64, 1024 // channels)), 16, 16, 8 if many else 4)
 
 
+def pooled_pixels(channels: int) -> int:
+    """As many of the last cell, which writes none and so needs few registers; of 256 channels 32 would spill."""
+    return max(32 if channels <= 128 else 16, tile(channels, False).pixels)
+
+
 def weight_parts(pixels: int, rows: int) -> int:
     """How many parts the weight gradients are summed in: enough programs for a large GPU."""
     return 1 if interpreted() else max(1, min(pixels // 256, 256 // -(-rows // 16)))
@@ -99,7 +104,7 @@ def _forward(
         launch(
             f"{stage}_pool_fwd", pool, (B,),
             [*inputs.arguments(edges), edges, mean, *rest, W, HW, *inputs.strides(), classes],
-            {**constants, "P": min(max(32, own.pixels), power_of_two(HW, 16)),
+            {**constants, "P": min(pooled_pixels(C), power_of_two(HW, 16)),
              "CLASSES": classes and power_of_two(classes, 2)},
             own.warps, moved(*inputs.tensors(), mean, *(head or ())),
         )  # fmt: skip
@@ -232,7 +237,7 @@ def aot_cases() -> Iterator[AotCase]:
         if N:
             forwards = [(f"fwd/{name}-{dtype}", fwd, {**shape, **rows, "P": own.pixels})]
         else:
-            pooled = shape | {"P": max(32, own.pixels)}
+            pooled = shape | {"P": pooled_pixels(C)}
             classes = {"": 16, "-largest": LARGEST // C}
             forwards = [(f"pool/{name}{of}-{dtype}", pool, {**pooled, "CLASSES": n}) for of, n in classes.items()]
         for which, kernel, constants in forwards:
