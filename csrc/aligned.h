@@ -28,4 +28,24 @@ struct AtCacheLine {
 template <typename T>
 using Aligned = std::vector<T, AtCacheLine<T>>;
 
+// The same left untouched until something is written: what nobody needs then costs no memory.
+template <typename T>
+struct Untouched : AtCacheLine<T> {
+  using value_type = T;
+  template <typename U>
+  struct rebind {
+    using other = Untouched<U>;
+  };
+  Untouched() = default;
+  template <typename U>
+  Untouched(const Untouched<U>&) {}
+  template <typename U>
+  void construct(U* p) {
+    ::new (static_cast<void*>(p)) U;
+  }
+};
+
+template <typename T>
+using Partials = std::vector<T, Untouched<T>>;
+
 }  // namespace ftso

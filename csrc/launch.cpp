@@ -1,4 +1,5 @@
 #include <pthread.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <vector>
@@ -55,6 +56,15 @@ void over_images(int64_t B, int threads, int64_t scratch_floats, Work work) {
 }
 
 }  // namespace
+
+void populate([[maybe_unused]] char* pages, [[maybe_unused]] int64_t bytes, [[maybe_unused]] int threads) {
+#ifdef MADV_POPULATE_WRITE
+  constexpr int64_t kPart = 4 << 20;
+  over_chunks_of_work((bytes + kPart - 1) / kPart, threads, [=](int64_t i) {
+    madvise(pages + i * kPart, static_cast<size_t>(std::min(kPart, bytes - i * kPart)), MADV_POPULATE_WRITE);
+  });
+#endif
+}
 
 const char* skip_cell_fwd(int64_t B, int64_t C, int64_t HW, int64_t k, const float* x0, const float* x1,
                           const float* weights, float* out, int threads) {

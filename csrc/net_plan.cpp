@@ -45,7 +45,7 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
       n_weights_ += 16;
       for (int input = 0; input < 2; ++input) {
         cell.w[input].assign(2 * group * cell.F, 0), cell.wt[input].assign(cell.F * cell.X, 0);
-        cell.dw[input].assign(kChunks * 2 * group * cell.F, 0);
+        cell.dw[input].resize(kChunks * 2 * group * cell.F);
       }
       cell.processed.assign(cell.padded, 0), cell.bypass.assign(cell.padded, 0);
       for (int64_t c = 0; c < C; ++c) (c < group ? cell.processed : cell.bypass)[c] = 1;
@@ -91,8 +91,8 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
   for (Tensor& t : tensors_) {
     const int64_t width = t.strided ? t.split : t.N;
     for (auto* v : {&t.w, &t.wt}) v->assign(t.K * width, 0);
-    t.dw.assign(kChunks * t.K * width, 0);
-    if (t.strided) t.w2.assign(t.K * width, 0), t.wt2.assign(t.K * width, 0), t.dw2.assign(kChunks * t.K * width, 0);
+    t.dw.resize(kChunks * t.K * width);
+    if (t.strided) t.w2.assign(t.K * width, 0), t.wt2.assign(t.K * width, 0), t.dw2.resize(kChunks * t.K * width);
     for (auto* v : {&t.scale, &t.shift, &t.al, &t.be, &t.ga}) v->assign(t.N, 0);
     t.mean.assign(t.N, 0);
     t.sums.assign(kChunks * 2 * t.N, 0), t.back_sums.assign(kChunks * 2 * t.N, 0);
@@ -132,7 +132,7 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
   for (auto* v : {&stem_mean_, &stem_rstd_}) v->assign(stem_padded_, 0);
   stem_sums_.assign(kChunks * 2 * stem_padded_, 0);
   stem_w_.assign(9 * spec.in_channels * stem_padded_, 0);
-  stem_dw_.assign(kChunks * 9 * spec.in_channels * stem_padded_, 0);
+  stem_dw_.resize(kChunks * 9 * spec.in_channels * stem_padded_);
   stem_scale_.assign(stem_padded_, 0), stem_shift_.assign(stem_padded_, 0);
   with_weights_ = make_plan(true), betas_only_ = make_plan(false);
 }

@@ -47,7 +47,7 @@ void SkipNet::pack(Tensor& t, const float* const* weights) {
 }
 
 // Adds the chunks of a partial up, in place of the first.
-static void add_chunks(Aligned<float>& partial) {
+static void add_chunks(Partials<float>& partial) {
   constexpr int64_t kBlock = 512;
   const int64_t n = static_cast<int64_t>(partial.size()) / kChunks;
   double total[kBlock];

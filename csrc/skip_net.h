@@ -74,7 +74,8 @@ class SkipNet {
     bool strided = false;
     int64_t half = 0, split = 0, offset = 0;  // strided: width of a product, where the second one goes
     int z = -1, g = -1;                       // buffers
-    Aligned<float> w, wt, w2, wt2, dw, dw2;
+    Aligned<float> w, wt, w2, wt2;
+    Partials<float> dw, dw2;  // by chunk: written in passes for weights only
     Aligned<float> scale, shift, al, be, ga;
     Aligned<double> mean, sums, back_sums;
   };
@@ -88,7 +89,8 @@ class SkipNet {
     // reduction: the eight FactorizedReduce
     int64_t q = 0, F = 0, X = 0, weight = 0;
     int f = -1, pooled[2] = {-1, -1}, d_nodes = -1, d_pooled[2] = {-1, -1};
-    Aligned<float> w[2], wt[2], dw[2], bypass, processed, scale, shift, al, be, ga;
+    Partials<float> dw[2];
+    Aligned<float> w[2], wt[2], bypass, processed, scale, shift, al, be, ga;
     Aligned<double> mean, sums, back_sums;
     std::vector<int32_t> fwd, bwd, to;
     Shuffle shuffle() const { return {padded / kLanes, C, fwd.data(), bwd.data(), to.data()}; }
@@ -142,7 +144,8 @@ class SkipNet {
   Aligned<double> patches_, covariance_;
   Aligned<double> dots_, stem_mean_, stem_rstd_, stem_sums_;
   Aligned<float> pooled_, d_pooled_;  // [B][4 * padded channels]
-  Aligned<float> stem_w_, stem_scale_, stem_shift_, stem_dw_;
+  Aligned<float> stem_w_, stem_scale_, stem_shift_;
+  Partials<float> stem_dw_;
 };
 
 }  // namespace ftso

@@ -27,6 +27,7 @@ PRECISIONS = ("float32", "bf16_backward", "bf16")
 """What the 1x1 convolutions of the cells multiply: float32; bfloat16 on the way back to activations, so that every
 ReLU and maximum chooses as in float32; bfloat16 there and forward. Sums, statistics and weight gradients are float32
 or better in all of them."""
+BRIEF = 4  # passes: two iterations; who makes more of them may make thousands
 
 
 class NetSpec(NamedTuple):
@@ -154,12 +155,20 @@ def _check(
 
 
 class _Workspace:
-    """A planned network and its arena; back in `_free` when its last user is gone."""
+    """A planned network and its arena; back in `_free` when its last user is gone. The arena moves to huge pages once
+    they are worth their first touch."""
 
     def __init__(self, key: tuple[int, ...]) -> None:
         self.key = key
         self.net = core().SkipNet(*key)
-        self.arena = fresh(self.net.arena_floats())
+        self.arena = fresh(self.net.arena_floats(), huge=False)
+        self.passes = 0
+
+    def begin_pass(self) -> None:
+        if self.passes == BRIEF:
+            del self.arena  # before its successor, not beside it
+            self.arena = fresh(self.net.arena_floats(), huge=True)
+        self.passes += 1
 
 
 _free: list[_Workspace] = []
@@ -178,6 +187,7 @@ class _Lease:
         fitting = [w for w in _free if w.key == key]
         _free.clear()  # one arena at most waits for its next use
         self.workspace = fitting[0] if fitting else _Workspace(key)
+        self.workspace.begin_pass()
         self.intact = False
 
     def __del__(self) -> None:

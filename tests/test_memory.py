@@ -1,5 +1,8 @@
 """Memory that kernels work in: lent, joined with its neighbours, lent again, given back to the system."""
 
+import mmap
+from pathlib import Path
+
 import pytest
 import torch
 from ftso_fast.kernels import _memory
@@ -66,6 +69,24 @@ def test_where_the_system_refuses_a_large_range_smaller_ones_serve(monkeypatch):
     assert [b.unique().tolist() for b in buffers] == [[float(i)] for i in range(5)]
     assert len(_memory._regions) > 1
     assert min(asked) >= _memory.REGION
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc/self/statm")
+def test_small_pages_are_there_before_they_are_touched_and_huge_ones_are_not():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    before = resident()
+    kept = [_memory.fresh(N, huge=True)]
+    assert resident() - before < N
+    before = resident()
+    kept.append(_memory.fresh(N + 5, huge=False))
+    if resident() - before < N:
+        pytest.skip("this system hands pages over only where they are touched (Linux before 5.14)")
+    before = resident()
+    for memory in kept:
+        assert memory.fill_(1).sum() == memory.numel()
+    assert resident() - before < 4 * N + 4 * N // 2, "the huge pages' alone"
 
 
 def test_without_ranges_that_cost_nothing_torch_allocates(monkeypatch):

@@ -1,5 +1,7 @@
 """The compiled network as an operation: bad calls, reuse of its memory, derivatives that it has and has not."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from ftso_fast.kernels import NetSpec, skip_net
@@ -8,6 +10,7 @@ from ftso_fast import SuperNet, kernels
 from ftso_fast.operations import FactorizedReduce, ReLUConvBN
 
 SPEC = NetSpec(8, 4, 4)
+skip_net_module = import_module("ftso_fast.kernels.skip_net")
 
 
 def arguments(seed=0, B=3, spec=SPEC):
@@ -102,11 +105,21 @@ def test_passes_that_overlap_do_not_share_memory():
         assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(out, args[1:3]), wanted, strict=True))
 
 
-def test_fresh_and_reused_memory_give_the_same_bytes():
+def test_fresh_and_reused_memory_and_its_huge_pages_give_the_same_bytes(monkeypatch):
+    asked = []
+
+    def fresh(floats, huge):
+        asked.append(huge)
+        return torch.full((floats,), torch.nan)
+
+    monkeypatch.setattr(skip_net_module, "fresh", fresh)
     kernels.release_memory()
-    fresh = gradients(*arguments())
-    gradients(*arguments(1))
-    assert all(torch.equal(a, b) for a, b in zip(fresh, gradients(*arguments()), strict=True))
+    first = gradients(*arguments())
+    for i in range(1, skip_net_module.BRIEF + 2):
+        gradients(*arguments(i))
+        assert all(torch.equal(a, b) for a, b in zip(first, gradients(*arguments()), strict=True))
+    assert asked == [False, True]
+    kernels.release_memory()
 
 
 def test_weights_that_are_not_contiguous():
