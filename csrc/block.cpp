@@ -4,7 +4,6 @@
 // backward they are computed again. Columns of the products are pixels, rows are channels.
 #include "columns.h"
 #include "ftso.h"
-#include "stencil.h"
 
 namespace ftso::FTSO_ISA {
 namespace {

@@ -1,25 +1,12 @@
 // A block's products: rows are channels, columns are the pixels of a group of images. Nothing here knows the window of
 // the convolution, so all blocks share one compiled copy: one for images side by side in pairs, one for single images.
 #pragma once
-#include "gemm.h"
-#include "planes.h"
+#include "stencil.h"
 
 namespace ftso::FTSO_ISA {
 namespace {
 
 #define FTSO_APART __attribute__((noinline))
-
-// Images of 8 x 8 two at a time: a vector is row r of both, the second image `image` floats behind the first, and zero
-// where there is no second.
-struct Pair {
-  FTSO_ALWAYS_INLINE static Vec row(const float* plane, int64_t image, int64_t r, bool second) {
-    return second ? load_halves(plane + 8 * r, plane + 8 * r + image) : load_half(plane + 8 * r);
-  }
-  FTSO_ALWAYS_INLINE static void put_row(float* plane, int64_t image, int64_t r, bool second, Vec v) {
-    second ? store_halves(plane + 8 * r, plane + 8 * r + image, v) : store_half(plane + 8 * r, v);
-  }
-  FTSO_ALWAYS_INLINE static Vec there(bool second, Vec v) { return second ? v : keep(tail(8), v); }
-};
 
 // The images that a block treats at a time: n from b on.
 struct Images {

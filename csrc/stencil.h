@@ -35,6 +35,18 @@ constexpr uint32_t neighbours_of_pair(int shift) {
   return bits;
 }
 
+// Images of 8 x 8 two at a time: a vector is row r of both, the second image `image` floats behind the first, and zero
+// where there is no second.
+struct Pair {
+  FTSO_ALWAYS_INLINE static Vec row(const float* plane, int64_t image, int64_t r, bool second) {
+    return second ? load_halves(plane + 8 * r, plane + 8 * r + image) : load_half(plane + 8 * r);
+  }
+  FTSO_ALWAYS_INLINE static void put_row(float* plane, int64_t image, int64_t r, bool second, Vec v) {
+    second ? store_halves(plane + 8 * r, plane + 8 * r + image, v) : store_half(plane + 8 * r, v);
+  }
+  FTSO_ALWAYS_INLINE static Vec there(bool second, Vec v) { return second ? v : keep(tail(8), v); }
+};
+
 // A plane of x as a scratch image: stride 1 whole, stride 2 its even and its odd columns. As a PAIR, the rows of two
 // images 8 pixels wide lie side by side, and a tap does not look across.
 template <int S, bool PAIR = false>

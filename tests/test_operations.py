@@ -46,6 +46,15 @@ def test_cases_name_themselves_and_count_their_work(case):
     assert [str(c) for c in (*testing.CASES, *testing.BENCHMARKS)].count(str(case)) == 1
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_pools_of_8x8_images_side_by_side(isa, ties):
+    """Two to a vector, and a single one behind them: 33 images make chunks of two and of three."""
+    case = testing.Case("partial_mix", 33, 6, 8, 8, 2, operators=("max_pool_3x3", "avg_pool_3x3"), strides=(1, 1))
+    drawn = testing.OPERATIONS[case.op].inputs(case, 0)
+    with testing.arm("cpu", isa):
+        testing.check(case, [(2 * t).round() / 2 if t.dim() == 4 else t for t in drawn] if ties else None)
+
+
 # -- seeded bugs: each in the reference, so that the comparison must see it
 
 
