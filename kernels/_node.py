@@ -4,7 +4,7 @@
 or holds weight and bias of every batch norm. The second output is what forward leaves for backward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _memory
-from ._autograd import register_autograd
-from ._backend import first_derivatives_only
+from ._autograd import Operation
 from ._checks import check_divisor, check_halves, check_states, check_tensor, check_tensors
 from ._native import NAMES, NodeCall, NodeGradients, planes, run_backward, run_forward, whole_lines
 from .operators import EPS, MOMENTUM, OPERATORS
@@ -158,13 +157,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(output[1], edges, operator_weights, *states, *weights, *affine)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+def _derive(ctx: Any, bwd: Callable[..., Any], grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     saved, edges, operator_weights, *rest = ctx.saved_tensors
     n, m = ctx.sizes
     states, weights, affine = rest[:n], rest[n : n + m], rest[n + m :]
     if grad is None:
         return [None] * n, None, None, [None] * m, [None] * len(affine)
-    d_states, d_edges, d_operators, d_weights, d_affine = torch.ops.ftso_fast.partial_mix_bwd(
+    d_states, d_edges, d_operators, d_weights, d_affine = bwd(
         grad, saved, states, edges, operator_weights, weights, affine, ctx.operators, ctx.strides, ctx.k, ctx.needs,
         ctx.needs_weights,
     )  # fmt: skip
@@ -173,11 +172,4 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...
     return given, d_edges, d_operators, d_weights, d_affine
 
 
-_LIB.impl("partial_mix", _fwd_cpu, "CPU")
-_LIB.impl("partial_mix_bwd", _bwd_cpu, "CPU")
-torch.library.register_fake("ftso_fast::partial_mix", _fwd_fake, lib=_LIB)
-torch.library.register_fake("ftso_fast::partial_mix_bwd", _bwd_fake, lib=_LIB)
-register_autograd(_LIB, "partial_mix", _save, _backward)
-torch.library.register_autograd("ftso_fast::partial_mix_bwd", first_derivatives_only("partial_mix"), lib=_LIB)
-
-OP = torch.ops.ftso_fast.partial_mix
+OP = Operation(_LIB, "partial_mix", (_fwd_cpu, _bwd_cpu), (_fwd_fake, _bwd_fake), _save, _derive)

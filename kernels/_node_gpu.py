@@ -4,14 +4,14 @@ As `_node.py` has it for the cpu; the outputs behind the node are what forward l
 type of the states, the places of maxima, and of the batch norms statistics in float64 and coefficients in float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._autograd import register_autograd
-from ._backend import first_derivatives_only, on_first_call
+from ._autograd import Operation
+from ._backend import on_first_call
 from ._checks import check_tensor
 from ._native import NodeCall, planes
 from ._node import ARGUMENTS, checked
@@ -87,13 +87,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*output[1:], edges, operator_weights, *states, *weights, *affine)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+def _derive(ctx: Any, bwd: Callable[..., Any], grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     *saved, edges, operator_weights = ctx.saved_tensors[:6]
     rest, (n, m) = ctx.saved_tensors[6:], ctx.sizes
     states, weights, affine = rest[:n], rest[n : n + m], rest[n + m :]
     if grad is None:
         return [None] * n, None, None, [None] * m, [None] * len(affine)
-    d_states, d_edges, d_operators, d_weights, d_affine = torch.ops.ftso_fast.partial_mix_triton_bwd(
+    d_states, d_edges, d_operators, d_weights, d_affine = bwd(
         grad, *saved, states, edges, operator_weights, weights, affine, ctx.operators, ctx.strides, ctx.k, ctx.needs,
         ctx.needs_weights,
     )  # fmt: skip
@@ -101,14 +101,6 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
     return given, d_edges, d_operators, d_weights if ctx.needs_weights else [None] * m, d_affine
 
 
-for _key in ("CPU", "CUDA"):  # on the cpu: interpreted
-    _LIB.impl("partial_mix_triton", _fwd, _key)
-    _LIB.impl("partial_mix_triton_bwd", _bwd, _key)
-torch.library.register_fake("ftso_fast::partial_mix_triton", _fwd_fake, lib=_LIB)
-torch.library.register_fake("ftso_fast::partial_mix_triton_bwd", _bwd_fake, lib=_LIB)
-register_autograd(_LIB, "partial_mix_triton", _save, _backward)
-torch.library.register_autograd(
-    "ftso_fast::partial_mix_triton_bwd", first_derivatives_only("partial_mix", "triton"), lib=_LIB
-)
-
-OP = torch.ops.ftso_fast.partial_mix_triton
+OP = Operation(
+    _LIB, "partial_mix_triton", (_fwd, _bwd), (_fwd_fake, _bwd_fake), _save, _derive, "triton", ("CPU", "CUDA")
+)  # on the cpu: interpreted

@@ -9,7 +9,7 @@ total gradient of a node is that of its part of the output and what later nodes 
 Source: DARTS, section 2.1; PC-DARTS, section 3.1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from . import _memory
 from . import partial_mix as node
-from ._autograd import register_autograd
-from ._backend import choose, first_derivatives_only
+from ._autograd import Operation
+from ._backend import choose
 from ._checks import check_dense, check_divisor, check_operators, check_states, check_tensor, check_tensors, whole
 from ._native import NAMES, NodeCall, NodeGradients, floats_of, norms_of, planes, run_backward, run_forward
 
@@ -148,7 +148,7 @@ def _cpu(*arguments: Any) -> Tensor:
     *tensors, weights, operators, inputs, reduction, k = arguments
     chosen = [NAMES.index(o) for o in operators]
     flat, counts = [i for own in inputs for i in own], [len(own) for own in inputs]
-    out, _ = torch.ops.ftso_fast.mixed_cell(*tensors, list(weights), chosen, flat, counts, reduction, k)
+    out, _ = OP(*tensors, list(weights), chosen, flat, counts, reduction, k)
     return out
 
 
@@ -324,11 +324,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*output, x0, x1, edges, operator_weights, *weights)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+def _derive(ctx: Any, bwd: Callable[..., Any], grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     out, saved, x0, x1, edges, operator_weights, *weights = ctx.saved_tensors
     if grad is None:
         return None, None, None, None, [None] * len(weights)
-    d0, d1, d_edges, d_operators, d_weights = torch.ops.ftso_fast.mixed_cell_bwd(
+    d0, d1, d_edges, d_operators, d_weights = bwd(
         grad, out, saved, x0, x1, edges, operator_weights, weights, *ctx.rest, ctx.needs, ctx.needs_weights
     )
     d_weights = d_weights if ctx.needs_weights else [None] * len(weights)
@@ -336,9 +336,4 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...
     return *given, d_edges, d_operators, d_weights
 
 
-_LIB.impl("mixed_cell", _fwd_cpu, "CPU")
-_LIB.impl("mixed_cell_bwd", _bwd_cpu, "CPU")
-torch.library.register_fake("ftso_fast::mixed_cell", _fwd_fake, lib=_LIB)
-torch.library.register_fake("ftso_fast::mixed_cell_bwd", _bwd_fake, lib=_LIB)
-register_autograd(_LIB, "mixed_cell", _save, _backward)
-torch.library.register_autograd("ftso_fast::mixed_cell_bwd", first_derivatives_only("mixed_cell"), lib=_LIB)
+OP = Operation(_LIB, "mixed_cell", (_fwd_cpu, _bwd_cpu), (_fwd_fake, _bwd_fake), _save, _derive)

@@ -7,15 +7,15 @@ one for what operator i gives is m_i G. Results of operators never reach memory:
 normalised where it is added up. Source: DARTS, the cell of NetworkCIFAR.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _node
-from ._autograd import register_autograd
-from ._backend import choose, first_derivatives_only
+from ._autograd import Operation
+from ._backend import choose
 from ._checks import check_halves, check_list, check_operators, check_states, check_tensor, check_tensors
 from ._native import NAMES, NodeCall
 from .operators import OPERATORS, n_batch_norms
@@ -184,12 +184,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(output[1], image_weights, *states, *weights, *affine)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+def _derive(ctx: Any, bwd: Callable[..., Any], grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     saved, image_weights, *rest = ctx.saved_tensors
     n, m, a = ctx.sizes
     if grad is None:
         return [None] * n, [None] * m, [None] * a
-    d_states, d_weights, d_affine = torch.ops.ftso_fast.node_sum_bwd(
+    d_states, d_weights, d_affine = bwd(
         grad, saved, rest[:n], rest[n : n + m], rest[n + m :], image_weights, ctx.operators, ctx.strides, ctx.needs,
         ctx.needs_weights,
     )  # fmt: skip
@@ -197,11 +197,4 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...
     return given, d_weights if ctx.needs_weights else [None] * m, d_affine
 
 
-_LIB.impl("node_sum", _fwd_cpu, "CPU")
-_LIB.impl("node_sum_bwd", _bwd_cpu, "CPU")
-torch.library.register_fake("ftso_fast::node_sum", _fwd_fake, lib=_LIB)
-torch.library.register_fake("ftso_fast::node_sum_bwd", _bwd_fake, lib=_LIB)
-register_autograd(_LIB, "node_sum", _save, _backward)
-torch.library.register_autograd("ftso_fast::node_sum_bwd", first_derivatives_only("node_sum"), lib=_LIB)
-
-OP = torch.ops.ftso_fast.node_sum
+OP = Operation(_LIB, "node_sum", (_fwd_cpu, _bwd_cpu), (_fwd_fake, _bwd_fake), _save, _derive)

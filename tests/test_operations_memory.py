@@ -8,6 +8,7 @@ from ftso_fast.kernels.cases import dropped_paths
 from ftso_fast import kernels
 
 CASES = [case for case in testing.CASES if case.op != "skip_cell"]
+POOLS_OF_PAIRS = testing.Case("partial_mix", 33, 4, 8, 8, 2, operators=("max_pool_3x3", "avg_pool_3x3"), strides=(1, 1))
 BY_NAME = {str(case): case for case in CASES}
 GUARD = 64
 
@@ -77,7 +78,7 @@ def guarded(t, left):
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("case", [c for c in CASES if not c.view], ids=str)
+@pytest.mark.parametrize("case", [*(c for c in CASES if not c.view), POOLS_OF_PAIRS], ids=str)
 def test_nothing_around_a_buffer_is_read_or_written(case, isa):
     tensors = testing.OPERATIONS[case.op].inputs(case, 0)
     wanted = computed(case, tensors)
@@ -133,13 +134,13 @@ def test_only_what_is_asked_for_is_computed(name, wanted, isa, monkeypatch):
     which |= {"weights": range(n + 2, m), "one weight": [m - 1]}
     asked = [i in which[wanted] for i in range(m)]
     _, *every = computed(case, tensors)
-    backward, told = torch.ops.ftso_fast.partial_mix_bwd, []
+    backward, told = _node.backward, []
 
     def watched(*args):
         told.append((args, backward(*args)))
         return told[-1][1]
 
-    monkeypatch.setattr(torch.ops.ftso_fast, "partial_mix_bwd", watched)
+    monkeypatch.setattr(_node, "backward", watched)
     leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, asked, strict=True)]
     out = testing.OPERATIONS[case.op].call(kernels.partial_mix, case, leaves)
     grad = torch.arange(out.numel(), dtype=torch.float64).mul_(0.7548776662466927).frac_().sub_(0.4)
@@ -147,9 +148,9 @@ def test_only_what_is_asked_for_is_computed(name, wanted, isa, monkeypatch):
     for leaf, need, g in zip(leaves, asked, every, strict=True):
         assert (leaf.grad is not None) == need
         assert leaf.grad is None or torch.equal(leaf.grad, g)
-    ((args, (d_states, _, _, d_weights, _)),) = told
-    assert list(args[-2]) == [d.numel() > 0 for d in d_states] == asked[:n]
-    assert args[-1] == any(asked[n + 2 :]) == all(d.numel() > 0 for d in d_weights)
+    (((_, needs, needs_weights, *_), (d_states, _, _, d_weights, _)),) = told
+    assert list(needs) == [d.numel() > 0 for d in d_states] == asked[:n]
+    assert needs_weights == any(asked[n + 2 :]) == all(d.numel() > 0 for d in d_weights)
 
 
 def test_without_gradients_nothing_is_kept_for_backward():

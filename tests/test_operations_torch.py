@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from ftso_fast.kernels import _node, testing
+from ftso_fast.kernels import _autograd, _node, testing
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftso_fast import kernels
 
@@ -116,3 +117,58 @@ def test_gradients_of_any_layout(name):
     found = torch.autograd.grad(out.sum(), leaves, retain_graph=True, materialize_grads=True)
     wanted = torch.autograd.grad(out, leaves, torch.ones_like(out), materialize_grads=True)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+class Watching(TorchDispatchMode):
+    """Names of the operations that reach a mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+class Own(torch.Tensor):
+    """A subclass that stands between."""
+
+
+@pytest.mark.parametrize(
+    ("name", "op"),
+    [("partial_mix-2x16x8x8-k4-s11", "partial_mix"), ("sep_conv_3x3-3x8x9x9-s2-affine", "partial_mix")],
+)
+def test_calls_that_nobody_watches_take_a_short_way_to_the_same_bytes(name, op):
+    case, wanted = CASES[name], {f"ftso_fast::{op}", f"ftso_fast::{op}_bwd"}
+    function, tensors = testing.OPERATIONS[case.op].function, testing.OPERATIONS[case.op].inputs(case, 0)
+    with testing.arm("cpu", kernels.isa()):
+        assert _autograd.only_autograd_between(tensors)
+        short = testing.values_and_gradients(function, tensors, case)
+        with Watching() as mode:
+            assert not _autograd.only_autograd_between(tensors)
+            watched = testing.values_and_gradients(function, tensors, case)
+        assert wanted <= {name.split(".")[0] for name in mode.seen}
+        with torch.autograd.profiler.profile() as profile:
+            profiled = testing.values_and_gradients(function, tensors, case)
+        assert wanted <= {event.name for event in profile.function_events}
+    for other in (watched, profiled):
+        assert all(torch.equal(a, b) for a, b in zip(short, other, strict=True))
+
+
+def test_what_stands_between_is_seen():
+    x = torch.ones(3)
+    assert _autograd.only_autograd_between([x, None, 3, torch.nn.Parameter(x)])
+    assert not _autograd.only_autograd_between([3])
+    assert not _autograd.only_autograd_between([x, x.as_subclass(Own)])
+    assert not _autograd.only_autograd_between([torch.ones(3, device="meta")])
+    with torch.inference_mode():
+        assert not _autograd.only_autograd_between([torch.ones(3)])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not _autograd.only_autograd_between([x])
+    with torch.overrides.BaseTorchFunctionMode():
+        assert not _autograd.only_autograd_between([x])
+    seen = []
+    torch.func.vmap(lambda row: seen.append(_autograd.only_autograd_between([x])) or row)(torch.ones(2, 3))
+    torch.func.grad(lambda row: seen.append(_autograd.only_autograd_between([row])) or row.sum())(x)
+    assert seen == [False, False]
