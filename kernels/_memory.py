@@ -63,8 +63,8 @@ class _Region:
         self.free = [(0, floats)]
         self.returned: list[tuple[int, int]] = []  # by finalizers, which may run in the midst of anything
 
-    def lend(self, floats: int) -> Tensor | None:
-        """A part from the smallest gap that holds it."""
+    def lend(self, floats: int, shape: Sequence[int]) -> Tensor | None:
+        """So many, from the smallest gap that holds them, the first of them as a tensor."""
         self._settle()
         fitting = [gap for gap in self.free if gap[1] - gap[0] >= floats]
         if not fitting:
@@ -72,7 +72,7 @@ class _Region:
         begin, end = gap = min(fitting, key=lambda gap: gap[1] - gap[0])
         at = self.free.index(gap)
         self.free[at : at + 1] = [(begin + floats, end)] if begin + floats < end else []
-        part = self.memory[begin : begin + floats]
+        part = self.memory[begin : begin + math.prod(shape)].reshape(shape)
         weakref.finalize(part, self.returned.append, (begin, begin + floats)).atexit = False
         return torch.from_numpy(part)
 
@@ -112,27 +112,29 @@ def _region(floats: int) -> _Region:
     return _Region(max(floats, REGION))
 
 
-def pooled(floats: int) -> Tensor:
-    """Uninitialised float32; when the tensor and all its views are gone, its memory waits for the next call."""
+def pooled(*shape: int) -> Tensor:
+    """Uninitialised float32; when the tensor and all its views are gone, its memory waits for the next call. It is no
+    view itself: torch lets nobody change views in place that an operation returns."""
+    floats = math.prod(shape)
     if floats < SMALL:
-        return torch.empty(floats)
+        return torch.empty(shape)
     whole = -(-floats // PAGE) * PAGE
     for region in _regions:
-        part = region.lend(whole)
+        part = region.lend(whole, shape)
         if part is not None:
-            return part[:floats]
+            return part
     release()
     _regions.append(_region(whole))
-    part = _regions[-1].lend(whole)
+    part = _regions[-1].lend(whole, shape)
     assert part is not None
-    return part[:floats]
+    return part
 
 
 def room(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Uninitialised, of x's type and on its device; where kernels of the CPU run, from the memory that they keep."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or requested() == "reference":
         return x.new_empty(shape)
-    return pooled(math.prod(shape)).view(*shape)
+    return pooled(*shape)
 
 
 def release() -> None:

@@ -5,7 +5,6 @@ or holds weight and bias of every batch norm. The second output is what forward 
 """
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -87,7 +86,7 @@ def _fwd_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def forward(call: NodeCall) -> tuple[Tensor, Tensor]:
     """The node, and what its backward pass needs."""
-    node, saved = _memory.pooled(prod(call.shape)).view(call.shape), _memory.pooled(call.saved_floats)
+    node, saved = _memory.pooled(*call.shape), _memory.pooled(call.saved_floats)
     run_forward(call.ready(), node, saved)
     return node, saved
 
@@ -101,7 +100,7 @@ def backward(
 ) -> tuple[Any, ...]:  # fmt: skip
     """Gradients of inputs, edge weights, operator weights, weights and affine; empty where nobody needs them."""
     places = NodeGradients(
-        [_memory.pooled(x.numel()).view(x.shape) if n else None for x, n in zip(call.inputs, needs, strict=True)],
+        [_memory.pooled(*x.shape) if n else None for x, n in zip(call.inputs, needs, strict=True)],
         [],
         torch.empty(call.edge_weights.shape),
         torch.empty(call.operator_weights.shape),

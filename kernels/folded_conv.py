@@ -173,7 +173,7 @@ def _shape(x: Tensor, weights: Sequence[Tensor], stride: int) -> tuple[int, int,
 def _fwd_cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, dilation: int) -> Tensor:
     check(x, weights, biases, stride, dilation)
     shape = _shape(x, weights, stride)
-    y = _memory.pooled(shape[0] * shape[1] * shape[2] * shape[3]).view(shape)
+    y = _memory.pooled(*shape)
     _into_cpu(x, weights, biases, stride, dilation, None, y)
     return y
 

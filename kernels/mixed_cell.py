@@ -11,7 +11,6 @@ Source: DARTS, section 2.1; PC-DARTS, section 3.1.
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -263,7 +262,7 @@ def _parts(bounds: Sequence[int]) -> list[slice]:
 
 def _fwd_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
     cell = _Cell(*arguments).checked().ready()
-    out, saved = _memory.pooled(prod(cell.size)).view(cell.size), _memory.pooled(cell.saved_from[-1])
+    out, saved = _memory.pooled(*cell.size), _memory.pooled(cell.saved_from[-1])
     for (call, own), state in zip(cell.nodes(out, saved), cell.states(cell.x0, cell.x1, out)[N_INPUTS:], strict=True):
         run_forward(call, state, own)
     return out, saved
@@ -274,10 +273,8 @@ def _bwd_cpu(grad: Tensor, out: Tensor, saved: Tensor, *arguments: Any) -> tuple
     cell = _Cell(*rest).checked().ready()
     cell.check_backward(grad, out, saved, needs)
     out, saved = planes(out), saved.contiguous()
-    total = _memory.pooled(out.numel()).view(out.shape).copy_(grad)  # of every node; later nodes add to it
-    d_inputs = [
-        _memory.pooled(x.numel()).view(x.shape) if n else x.new_empty(0) for x, n in zip(cell[:2], needs, strict=True)
-    ]
+    total = _memory.pooled(*out.shape).copy_(grad)  # of every node; later nodes add to it
+    d_inputs = [_memory.pooled(*x.shape) if n else x.new_empty(0) for x, n in zip(cell[:2], needs, strict=True)]
     d_edges, d_operators = torch.empty_like(cell.edge_weights), torch.empty_like(cell.operator_weights)
     d_weights = [torch.empty_like(w) if needs_weights else w.new_empty(0) for w in cell.weights]
     gradients = cell.states(d_inputs[0], d_inputs[1], total)

@@ -138,7 +138,7 @@ def test_same_bytes_on_any_number_of_threads(isa):
 
 
 def test_nothing_is_left_unwritten(monkeypatch):
-    monkeypatch.setattr(_memory, "pooled", lambda n: torch.full((n,), float("nan")))
+    monkeypatch.setattr(_memory, "pooled", lambda *shape: torch.full(shape, float("nan")))
     for form in FORMS:
         x, weights, biases = drawn(form, 3, 5, 6, 7, 9, 11, 3)
         with testing.arm("cpu", None), torch.no_grad():

@@ -106,7 +106,7 @@ def test_no_memory_is_left_unwritten(case, monkeypatch):
     tensors = drawn(*case)
     with testing.arm("cpu", None):
         want = values(of(case), tensors)
-    monkeypatch.setattr(_memory, "pooled", lambda n: torch.full((n,), float("nan")))
+    monkeypatch.setattr(_memory, "pooled", lambda *shape: torch.full(shape, float("nan")))
     with testing.arm("cpu", None):
         got = values(of(case), tensors)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

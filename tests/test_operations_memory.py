@@ -1,5 +1,7 @@
 """What operations write, read, keep and leave uncomputed: guards of NaN, threads, pooled memory, unwanted gradients."""
 
+import math
+
 import pytest
 import torch
 from ftso_fast.kernels import _backend, _memory, _node, testing
@@ -50,7 +52,7 @@ def test_same_bytes_on_any_number_of_threads_and_again(name, isa):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_value_is_written_whatever_memory_held(case, isa, monkeypatch):
     wanted = computed(case)
-    monkeypatch.setattr(_memory, "pooled", lambda floats: torch.full((floats,), float("nan")))
+    monkeypatch.setattr(_memory, "pooled", lambda *shape: torch.full(shape, float("nan")))
     monkeypatch.setattr(torch, "empty", lambda *shape, **_: torch.full(*shape, float("nan")))
     found = computed(case)
     assert all(t.isfinite().all() for t in found)
@@ -64,7 +66,7 @@ def test_pooled_memory_and_fresh_memory_give_equal_bytes(monkeypatch):
     tensors = testing.OPERATIONS[case.op].inputs(case, 0)
     pooled = [computed(case, tensors) for _ in range(3)]
     sizes = []
-    monkeypatch.setattr(_memory, "pooled", lambda floats: (sizes.append(floats), torch.empty(floats))[1])
+    monkeypatch.setattr(_memory, "pooled", lambda *shape: (sizes.append(math.prod(shape)), torch.empty(shape))[1])
     assert all(equal(found, computed(case, tensors)) for found in pooled)
     assert max(sizes) >= _memory.SMALL
 
@@ -151,6 +153,21 @@ def test_only_what_is_asked_for_is_computed(name, wanted, isa, monkeypatch):
     (((_, needs, needs_weights, *_), (d_states, _, _, d_weights, _)),) = told
     assert list(needs) == [d.numel() > 0 for d in d_states] == asked[:n]
     assert needs_weights == any(asked[n + 2 :]) == all(d.numel() > 0 for d in d_weights)
+
+
+@pytest.mark.parametrize(
+    "name", ["sep_conv_3x3-2x5x7x7", "partial_mix-2x16x8x8-k4-s11", "node_sum-5x4x8x8-ops44-s11-affine"]
+)
+def test_outputs_in_lent_memory_may_be_changed_in_place(name, monkeypatch):
+    monkeypatch.setattr(_memory, "SMALL", 1)
+    case = BY_NAME[name]
+    operation = testing.OPERATIONS[case.op]
+    leaves = [t.requires_grad_() for t in operation.inputs(case, 0)]
+    with testing.arm("cpu", kernels.isa()):
+        one, other = (operation.call(operation.function, case, leaves) for _ in range(2))
+        wanted = torch.autograd.grad(one.relu().sum(), leaves, materialize_grads=True)
+        found = torch.autograd.grad(other.relu_().sum(), leaves, materialize_grads=True)
+    assert equal(found, wanted)
 
 
 def test_without_gradients_nothing_is_kept_for_backward():
