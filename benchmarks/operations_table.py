@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from readme_table import newest, threads_in_words
+from readme_table import newest, newest_with, threads_in_words
 from tables import aligned
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
@@ -112,6 +112,27 @@ def _searches(found: dict[str, Any], threads: int) -> list[str]:
     return lines
 
 
+def _measured(found: dict[str, Any], stem: str) -> str:
+    """Where and when a section's figures were measured."""
+    return (
+        f"From [{stem}](../benchmarks/results/{stem}.md), {found['date']}, {found['form']} form, load at start "
+        f"{found['load']}."
+    )
+
+
+def _threads(found: dict[str, Any]) -> list[int]:
+    return sorted({row["threads"] for row in found["rows"].values()}, reverse=True)
+
+
+def pc_darts(found: dict[str, Any], stem: str) -> str:
+    """The section of PC-DARTS' search."""
+    parts = [f"## PC-DARTS' iteration, batch 64 (6 asked for)\n\n{_measured(found, stem)}"]
+    for threads in _threads(found):
+        if searches := _searches(found, threads):
+            parts += [f"### On {threads_in_words(threads)}", "\n".join(searches)]
+    return "\n\n".join(parts) + "\n"
+
+
 def network(found: dict[str, Any], stem: str) -> str:
     """The section of a step of training, and of inference."""
     arm, rows = f"cpu/{found['machine']['isa']}", found["rows"]
@@ -119,11 +140,10 @@ def network(found: dict[str, Any], stem: str) -> str:
     parts = [
         "## The network that is trained",
         "20 cells of 36 channels, every edge a sep_conv_3x3, 96 images of 3x32x32; a step with auxiliary head,\n"
-        "dropped paths, clipping and SGD (2 asked for, 1.4 at least; inference 2 and 1.5). From\n"
-        f"[{stem}](../benchmarks/results/{stem}.md), {found['date']}, {found['form']} form, load at start "
-        f"{found['load']}.",
+        "dropped paths, clipping and SGD (2 asked for, 1.4 at least; inference 2 and 1.5).\n"
+        f"{_measured(found, stem)}",
     ]
-    for threads in sorted({row["threads"] for row in rows.values()}, reverse=True):
+    for threads in _threads(found):
         own = [p for p in pieces if f"{p} {arm} {threads} kept" in rows]
         pairs = [{m: rows[f"{p} {arm} {threads} {m}"] for m in SETTINGS} for p in own]
         parts.append("\n".join(_table(pairs, [f"{p}, {threads_in_words(threads)}" for p in own])))
@@ -162,8 +182,6 @@ def text(found: dict[str, Any], stem: str) -> str:
         for title, own in sections.items():
             if own:
                 parts += [f"### {title}", "\n".join(_table(own, [_shape(p) for p in own]))]
-        if searches := _searches(found, threads):
-            parts += ["### PC-DARTS iteration, batch 64 (6 asked for)", "\n".join(searches)]
         if others := [p for p in every if p["threads"] == threads and p["arm"] != fastest]:
             labels = [f"{_shape(p)}, {p['arm'].removeprefix('cpu/')}" for p in others]
             parts += ["### Other instruction sets", "\n".join(_table(others, labels))]
@@ -171,13 +189,16 @@ def text(found: dict[str, Any], stem: str) -> str:
 
 
 def page() -> str | None:
-    """The page of the newest results that have convolutions; None where none have."""
+    """The page of the newest results that have convolutions, its sections of larger works each of the newest that have
+    those; None where none have convolutions."""
     path = newest(lambda found: any(p["operator"] != "skip_cell" for p in chosen(found)))
     if path is None:
         return None
-    trained = newest(lambda found: any(row["piece"] == "training step" for row in found["rows"].values()))
-    section = "\n" + network(json.loads(trained.read_text()), trained.stem) if trained else ""
-    return text(json.loads(path.read_text()), path.stem) + section
+    parts = [text(json.loads(path.read_text()), path.stem)]
+    for piece, section in (("PC-DARTS iteration", pc_darts), ("training step", network)):
+        if own := newest_with(piece):
+            parts.append(section(json.loads(own.read_text()), own.stem))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

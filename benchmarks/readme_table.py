@@ -17,7 +17,8 @@ PIECES = {
     "first iteration": "iteration, first in its process",
     "search 1it": "`search('1it')`, first in its process",
 }
-OPTIONAL = {"PC-DARTS iteration": "PC-DARTS' iteration, batch 64"}
+LONGER = {"PC-DARTS iteration": "PC-DARTS' iteration, batch 64"}
+"""Of the newest results that have it, which may be others."""
 NUMBERS = {"1": "one thread", "2": "two threads"}
 
 
@@ -27,12 +28,24 @@ def newest(fit: Callable[[dict[str, Any]], bool]) -> Path | None:
     return max((p for p, found in files.items() if fit(found)), key=lambda p: files[p]["date"], default=None)
 
 
+def newest_with(piece: str) -> Path | None:
+    """The newest results of a piece."""
+    return newest(lambda found: any(row["piece"] == piece for row in found["rows"].values()))
+
+
 def threads_in_words(n: int) -> str:
     return NUMBERS.get(str(n), f"{n} threads")
 
 
 def _seconds(ms: float) -> str:
     return f"{ms / 1e3:.3f} s" if ms < 1e3 else f"{ms / 1e3:.2f} s"
+
+
+def _pair(found: dict[str, Any], piece: str, threads: int) -> list[dict[str, Any]]:
+    """A piece of ours by default, and with memory kept."""
+    return [
+        found["rows"][f"{piece} cpu/{found['machine']['isa']} {threads} {memory}"] for memory in ("default", "kept")
+    ]
 
 
 def _line(label: str, default: dict[str, Any], kept: dict[str, Any]) -> str:
@@ -48,12 +61,11 @@ def block(path: Path) -> str:
     """The lines between the markers."""
     found = json.loads(path.read_text())
     machine, rows = found["machine"], found["rows"]
-    arm = f"cpu/{machine['isa']}"
     used = sorted({row["threads"] for row in rows.values()}, reverse=True)
     most = used[0]
 
     def pair(piece: str, threads: int) -> list[dict[str, Any]]:
-        return [rows[f"{piece} {arm} {threads} {memory}"] for memory in ("default", "kept")]
+        return _pair(found, piece, threads)
 
     lines = [
         f"{found['date']}, {machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch {machine['torch']}; "
@@ -63,8 +75,12 @@ def block(path: Path) -> str:
         "default | GFLOP/s | of FMA peak |",
         "|---|---|---|---|---|---|",
     ]
-    there = {piece: label for piece, label in OPTIONAL.items() if f"{piece} {arm} {most} kept" in rows}
-    lines += [_line(label, *pair(piece, most)) for piece, label in (PIECES | there).items()]
+    lines += [_line(label, *pair(piece, most)) for piece, label in PIECES.items()]
+    for piece, label in LONGER.items():
+        if own := newest_with(piece):
+            other = json.loads(own.read_text())
+            when = "" if own == path else f", measured {other['date']}"
+            lines.append(_line(label + when, *_pair(other, piece, most)))
     for threads in used[1:]:
         chosen = ("iteration", "search 1it")
         lines += [_line(f"{PIECES[piece]}, {threads_in_words(threads)}", *pair(piece, threads)) for piece in chosen]
