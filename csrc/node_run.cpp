@@ -36,8 +36,8 @@ void add_up(const std::vector<Partial>& partials, int threads) {
   });
 }
 
-Aligned<float> transposed(const float* w, const float* al, int64_t rows, int64_t columns) {
-  Aligned<float> found(rows * columns);
+const float* transposed(const float* w, const float* al, int64_t rows, int64_t columns, Room& room) {
+  float* found = room.take<float>(rows * columns);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) found[c * rows + r] = al[r] * w[r * columns + c];
   return found;
@@ -45,20 +45,22 @@ Aligned<float> transposed(const float* w, const float* al, int64_t rows, int64_t
 
 }  // namespace
 
-// The steps of one launch; each chunk goes through all of them on one thread.
+// The steps of one launch; each chunk goes through all of them on one thread. A launch begins where the one before
+// ended: what that left in the caches is used before it is displaced.
 struct Node::Steps {
   std::vector<BlockStep> blocks;
   std::vector<PoolStep> pools;
   std::vector<MixStep> mixes;
 
-  const char* launch(bool backward, int threads) const {
+  const char* launch(bool backward, bool from_last, int threads) const {
     const Kernels& isa = kernels();
     int64_t floats = 0;
     for (const BlockStep& s : blocks) floats = std::max(floats, block_scratch(s));
     for (const PoolStep& s : pools) floats = std::max(floats, pool_scratch(s));
     for (const MixStep& s : mixes) floats = std::max(floats, mix_scratch(s));
     const char* ran = isa.isa;
-    over_chunks_of_work(kChunks, threads, [&](int64_t chunk) {
+    over_chunks_of_work(kChunks, threads, [&](int64_t i) {
+      const int64_t chunk = from_last ? kChunks - 1 - i : i;
       float* scratch = thread_scratch(floats);
       const char* name = ran;
       for (const PoolStep& s : pools) name = (backward ? isa.pools_bwd : isa.pools_fwd)(s, chunk, scratch);
@@ -73,24 +75,26 @@ struct Node::Steps {
 // What is known of every batch norm during a pass.
 struct Node::Coefficients {
   struct Of {
-    Aligned<double> sums;  // a chunk's row: of y and its squares forward, of the gradient and its dots backward
-    Aligned<float> center, scale, shift, al, be, ga;
+    double* sums;  // a chunk's row: of y and its squares forward, of the gradient and its dots backward
+    float *center, *scale, *shift, *al, *be, *ga;
   };
   const Node& node;
   const Call& call;
+  Room room;
   std::vector<Of> of;
 
   Coefficients(const Node& n, const Call& c) : node(n), call(c), of(n.norms_.size()) {
     for (size_t i = 0; i < of.size(); ++i) {
       const int64_t C = n.norms_[i].channels;
-      of[i].sums.resize(kChunks * 2 * C);
-      for (auto* v : {&of[i].center, &of[i].scale, &of[i].shift, &of[i].al, &of[i].be, &of[i].ga}) v->resize(C);
+      of[i].sums = room.take<double>(kChunks * 2 * C);
+      for (auto* v : {&of[i].center, &of[i].scale, &of[i].shift, &of[i].al, &of[i].be, &of[i].ga})
+        *v = room.take<float>(C);
     }
   }
   double gamma(size_t i, int64_t c) const { return call.affine.empty() ? 1 : call.affine[2 * i][c]; }
   double bias(size_t i, int64_t c) const { return call.affine.empty() ? 0 : call.affine[2 * i + 1][c]; }
   // The sums of a norm's first row and of its second.
-  double first(size_t i, int64_t c) const { return over_chunks(of[i].sums.data(), 2 * node.norms_[i].channels, c); }
+  double first(size_t i, int64_t c) const { return over_chunks(of[i].sums, 2 * node.norms_[i].channels, c); }
   double second(size_t i, int64_t c) const { return first(i, node.norms_[i].channels + c); }
 
   // Forward: mean and 1/deviation from the sums, each kept as two floats that add up to it.
@@ -144,28 +148,24 @@ struct Node::Mixed {
   std::vector<MixSource> sources;
   std::vector<MixEdge> edges;
   std::vector<int> norms, of_edge, of_op;
-  std::vector<Aligned<float>> coefficients, shifts;
-  std::vector<Aligned<double>> own_sums, dots, edge_dots;
-  Aligned<double> sums;
   MixStep step{};
 
-  Mixed(const Node& node, const Call& call, const Coefficients& found, const Gradients* gradients)
-      : sums(kChunks * node.spec_.N) {
+  Mixed(const Node& node, const Call& call, Coefficients& found, const Gradients* gradients) {
     const Spec& spec = node.spec_;
     const int n_ops = spec.n_operators();
+    Room& room = found.room;
     const auto add = [&](int norm, int edge, int op, Planes y) {
       norms.push_back(norm), of_edge.push_back(edge), of_op.push_back(op);
-      coefficients.emplace_back(spec.N), shifts.emplace_back(spec.N), dots.emplace_back(kChunks * spec.N);
+      float *coefficient = room.take<float>(spec.N), *shift = room.take<float>(spec.N);
       const double weight = weight_of(call, edge, n_ops, op);
       for (int64_t c = 0; c < spec.N; ++c) {
-        coefficients.back()[c] = static_cast<float>(weight * (norm < 0 ? 1 : found.of[norm].scale[c]));
-        if (norm >= 0) shifts.back()[c] = static_cast<float>(weight * found.of[norm].shift[c]);
+        coefficient[c] = static_cast<float>(weight * (norm < 0 ? 1 : found.of[norm].scale[c]));
+        if (norm >= 0) shift[c] = static_cast<float>(weight * found.of[norm].shift[c]);
       }
-      const float* center = norm < 0 ? nullptr : found.of[norm].center.data();
+      const float* center = norm < 0 ? nullptr : found.of[norm].center;
       const float* of_images = norm < 0 ? nullptr : node.image_weights(call, edge);
-      own_sums.emplace_back(of_images ? kChunks * spec.N : 0);
-      sources.push_back({y, coefficients.back().data(), shifts.back().data(), of_images, center,
-                         of_images ? own_sums.back().data() : nullptr, dots.back().data()});
+      double* sums = of_images ? room.take<double>(kChunks * spec.N) : nullptr;
+      sources.push_back({y, coefficient, shift, of_images, center, sums, room.take<double>(kChunks * spec.N)});
     };
     for (size_t i = 0; i < node.norms_.size(); ++i)
       if (!node.inner(i))
@@ -180,11 +180,10 @@ struct Node::Mixed {
         }
       Planes bypass = call.inputs[e];
       bypass.at += spec.C / spec.k * bypass.channel;
-      edge_dots.emplace_back(kChunks);
       const Planes gx = gradients ? gradients->inputs[e] : Planes{};
       const bool there = gx.at && gradients->adds(e);
       edges.push_back({bypass, spec.C / spec.k, in.H, in.W, in.stride, call.edge_weights[e], gx, there,
-                       gx.at && !there && skip == 0 && node.first_to_write(e) < 0, skip, edge_dots.back().data()});
+                       gx.at && !there && skip == 0 && node.first_to_write(e) < 0, skip, room.take<double>(kChunks)});
     }
     step = {spec.B,
             spec.N,
@@ -196,7 +195,7 @@ struct Node::Mixed {
             sources.data(),
             edges.data(),
             call.node,
-            sums.data()};
+            room.take<double>(kChunks * spec.N)};
   }
   static double weight_of(const Call& call, int edge, int n_ops, int op) {
     return static_cast<double>(call.edge_weights[edge]) * call.operator_weights[edge * n_ops + op];
@@ -210,43 +209,42 @@ const char* Node::forward(const Call& call) const {
   for (const Pools& p : pools_) inverses.push_back(inverse(p.edge));
   for (size_t i = 0; i < pools_.size(); ++i) {
     PoolStep s = step(call, pools_[i], inverses[i]);
-    if (s.max.y.at) s.max.sums = found.of[pools_[i].max].sums.data();
-    if (s.mean.y.at) s.mean.sums = found.of[pools_[i].mean].sums.data();
+    if (s.max.y.at) s.max.sums = found.of[pools_[i].max].sums;
+    if (s.mean.y.at) s.mean.sums = found.of[pools_[i].mean].sums;
     first.pools.push_back(s);
   }
   for (const Block& b : blocks_) {
     BlockStep s = step(call, b);
-    s.sums = found.of[b.to].sums.data() + b.first, s.ld_sums = norms_[b.to].channels;
-    if (b.from >= 0) s.scale = found.of[b.from].scale.data(), s.shift = found.of[b.from].shift.data();
+    s.sums = found.of[b.to].sums + b.first, s.ld_sums = norms_[b.to].channels;
+    if (b.from >= 0) s.scale = found.of[b.from].scale, s.shift = found.of[b.from].shift;
     (b.from < 0 ? first : second).blocks.push_back(s);
   }
-  first.launch(false, call.threads);
+  first.launch(false, false, call.threads);
   for (size_t i = 0; i < norms_.size(); ++i)
     if (!behind_inner(i)) found.finish(i);
-  second.launch(false, call.threads);
+  second.launch(false, true, call.threads);
   for (size_t i = 0; i < norms_.size(); ++i)
     if (behind_inner(i)) found.finish(i);
   const Mixed mixed(*this, call, found, nullptr);
-  return Steps{{}, {}, {mixed.step}}.launch(false, call.threads);
+  return Steps{{}, {}, {mixed.step}}.launch(false, false, call.threads);
 }
 
 const char* Node::backward(const Call& call, const Gradients& gradients) const {
   Coefficients found(*this, call);
   for (size_t i = 0; i < norms_.size(); ++i) found.load(i);
   const Mixed mixed(*this, call, found, &gradients);
-  const char* ran = Steps{{}, {}, {mixed.step}}.launch(true, call.threads);
+  const char* ran = Steps{{}, {}, {mixed.step}}.launch(true, true, call.threads);
   finish_mixed(call, mixed, found, gradients);
 
   const bool weights = !gradients.weights.empty();
   std::vector<std::vector<float>> inverses;
-  std::vector<Aligned<float>> turned;
   Steps first, second;  // in the order of backward: what reads the node's gradient, then what lies before an inner norm
   std::vector<const Block*> behind_first, behind_second;
   const auto turn = [&](Steps& steps, const std::vector<const Block*>& blocks) {  // once their norms' al is known
     for (size_t i = 0; i < blocks.size(); ++i) {
       const Block& b = *blocks[i];
-      turned.push_back(transposed(steps.blocks[i].pointwise, found.of[b.to].al.data() + b.first, b.N, b.C));
-      steps.blocks[i].pointwise_t = turned.back().data();
+      steps.blocks[i].pointwise_t =
+          transposed(steps.blocks[i].pointwise, found.of[b.to].al + b.first, b.N, b.C, found.room);
     }
   };
   for (const Pools& p : pools_) inverses.push_back(inverse(p.edge));
@@ -257,7 +255,7 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
     const auto put = [&](PoolStep::Kind& kind, int norm) {
       if (norm < 0) return;
       const Coefficients::Of& of = found.of[norm];
-      kind.al = of.al.data(), kind.be = of.be.data(), kind.ga = of.ga.data(), kind.center = of.center.data();
+      kind.al = of.al, kind.be = of.be, kind.ga = of.ga, kind.center = of.center;
     };
     put(s.max, pools_[i].max), put(s.mean, pools_[i].mean);
     first.pools.push_back(s);
@@ -268,16 +266,16 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
     if (!wanted && !weights) continue;
     BlockStep s = step(call, b);
     Coefficients::Of& behind = found.of[b.to];
-    s.be = behind.be.data() + b.first, s.ga = behind.ga.data() + b.first;
+    s.be = behind.be + b.first, s.ga = behind.ga + b.first;
     s.image_weights = inner(b.to) ? nullptr : image_weights(call, b.edge);
-    s.center = behind.center.data() + b.first;
+    s.center = behind.center + b.first;
     s.g = inner(b.to) ? inner_gradient(call, b.to) : processed_gradient(call);
     s.g.at += b.first * s.g.channel;
     if (b.from >= 0) {
       Coefficients::Of& before = found.of[b.from];
-      s.scale = before.scale.data(), s.shift = before.shift.data();
-      s.center_x = before.center.data();
-      s.gx = inner_gradient(call, b.from), s.gx_sums = before.sums.data();
+      s.scale = before.scale, s.shift = before.shift;
+      s.center_x = before.center;
+      s.gx = inner_gradient(call, b.from), s.gx_sums = before.sums;
     } else if (wanted) {
       s.gx = gradients.inputs[b.edge];
       s.add = gradients.adds(b.edge) || mixed.edges[b.edge].skip != 0 || first_to_write(b.edge) != static_cast<int>(i);
@@ -289,16 +287,16 @@ const char* Node::backward(const Call& call, const Gradients& gradients) const {
     (inner(b.to) ? behind_second : behind_first).push_back(&b);
   }
   turn(first, behind_first);
-  first.launch(true, call.threads);
+  first.launch(true, false, call.threads);
   for (size_t i = 0; i < norms_.size(); ++i)
     for (int64_t c = 0; inner(i) && c < norms_[i].channels; ++c)
       found.finish_backward(i, c, 1, found.first(i, c), found.second(i, c), gradients);
   turn(second, behind_second);
-  second.launch(true, call.threads);
+  second.launch(true, true, call.threads);
   std::vector<Partial> partials;
   for (const Block& b : blocks_) {
     if (!weights) break;
-    const float* al = found.of[b.to].al.data() + b.first;
+    const float* al = found.of[b.to].al + b.first;
     partials.push_back({call.work + b.d_pointwise, b.C * b.N, gradients.weights[b.pointwise], al, b.C});
     if (b.depthwise >= 0)
       partials.push_back({call.work + b.d_depthwise, b.C * b.K * b.K, gradients.weights[b.depthwise]});
@@ -312,14 +310,14 @@ void Node::finish_mixed(const Call& call, const Mixed& mixed, Coefficients& foun
   const int n_ops = spec_.n_operators();
   const int64_t N = spec_.N;
   std::vector<double> edges(spec_.inputs.size());
-  for (size_t e = 0; e < edges.size(); ++e) edges[e] = over_chunks(mixed.edge_dots[e].data(), 1, 0);
+  for (size_t e = 0; e < edges.size(); ++e) edges[e] = over_chunks(mixed.edges[e].dots, 1, 0);
   for (size_t i = 0; i < edges.size() * n_ops; ++i) gradients.operator_weights[i] = 0;
   for (size_t s = 0; s < mixed.sources.size(); ++s) {
     const int norm = mixed.norms[s], e = mixed.of_edge[s], o = mixed.of_op[s];
     double dot = 0;
     for (int64_t c = 0; c < N; ++c) {
-      const double sum = over_chunks(mixed.sources[s].sums ? mixed.sources[s].sums : mixed.sums.data(), N, c);
-      double q = over_chunks(mixed.dots[s].data(), N, c);
+      const double sum = over_chunks(mixed.sources[s].sums ? mixed.sources[s].sums : mixed.step.sums, N, c);
+      double q = over_chunks(mixed.sources[s].dots, N, c);
       if (norm >= 0) {
         q = found.finish_backward(norm, c, Mixed::weight_of(call, e, n_ops, o), sum, q, gradients);
         q = q * found.gamma(norm, c) + sum * found.bias(norm, c);
