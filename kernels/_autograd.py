@@ -6,6 +6,7 @@ third of its time. Here tensors travel side by side; where nothing stands betwee
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,8 +34,15 @@ def only_autograd_between(arguments: Iterable[Any]) -> bool:
     tensors = [t for t in arguments if isinstance(t, Tensor)]
     if not tensors or not {type(t) for t in tensors} <= PLAIN:
         return False
-    keys = torch._C._dispatch_keys(tensors[0]) | torch._C._dispatch_tls_local_include_set()
-    keys = keys - torch._C._dispatch_tls_local_exclude_set()
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    return _leads_to_cpu(torch._C._dispatch_keys(tensors[0]).raw_repr(), included.raw_repr(), excluded.raw_repr())
+
+
+@cache
+def _leads_to_cpu(of_tensor: int, included: int, excluded: int) -> bool:
+    """The part of the answer that the dispatcher's sets of keys give, as numbers."""
+    keys_of = torch._C.DispatchKeySet.from_raw_repr
+    keys = (keys_of(of_tensor) | keys_of(included)) - keys_of(excluded)
     below = keys & torch._C._after_autograd_keyset
     for passes_on in (torch._C.DispatchKey.ADInplaceOrView, torch._C.DispatchKey.BackendSelect):
         below = below.remove(passes_on)
@@ -83,10 +91,12 @@ class Operation:
                 found = list(side_by_side(derive(ctx, kernel_bwd if at_once else op_bwd, *grads)))
                 return None, None, *found, *[None] * (len(ctx.needs_input_grad) - 2 - len(found))
 
+        apply_alone = super(torch.autograd.Function, Derivative).apply  # without what is done for transforms
+
         def autograd(keys: Any, *arguments: Any) -> Any:
             flat = list(side_by_side(arguments))
             if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in flat):
-                return Derivative.apply(keys, arguments, *flat)
+                return (apply_alone if keys is None else Derivative.apply)(keys, arguments, *flat)
             return run(keys, arguments)
 
         library.impl(name, autograd, "Autograd", with_keyset=True)

@@ -14,14 +14,20 @@ from .operators import OPERATORS, n_batch_norms
 NAMES = tuple(OPERATORS)
 
 
-def norms_of(C: int, C_out: int, edges: Sequence[Sequence[int]], strides: Sequence[int]) -> list[int]:
-    """The channels of every batch norm, in the order of `Node`'s: C before an operator of an edge, C_out behind it."""
-    found = []
+@cache
+def _behind(edges: tuple[tuple[int, ...], ...], strides: tuple[int, ...]) -> tuple[bool, ...]:
+    """Of every batch norm, whether it lies behind what gives an operator its output channels."""
+    found: list[bool] = []
     for stride, operators in zip(strides, edges, strict=True):
         for o in operators:
             norms = n_batch_norms(NAMES[o], stride)
-            found += [C, C_out] if norms == 2 else [C if "pool" in NAMES[o] else C_out] * norms
-    return found
+            found += [False, True] if norms == 2 else ["pool" not in NAMES[o]] * norms
+    return tuple(found)
+
+
+def norms_of(C: int, C_out: int, edges: Sequence[Sequence[int]], strides: Sequence[int]) -> list[int]:
+    """The channels of every batch norm, in the order of `Node`'s: C before an operator of an edge, C_out behind it."""
+    return [C_out if behind else C for behind in _behind(tuple(map(tuple, edges)), tuple(strides))]
 
 
 def whole_lines(floats: int) -> int:
@@ -65,6 +71,18 @@ class NodeCall(NamedTuple):
             affine=[a.contiguous() for a in self.affine],
             image_weights=None if self.image_weights is None else self.image_weights.contiguous(),
         )
+
+    @property
+    def like(self) -> tuple[Any, ...] | None:
+        """All that checks look at; None where there is more to say: no tensors, or sizes that are symbols."""
+        lists = self.inputs, (self.edge_weights, self.operator_weights), self.weights, self.affine
+        try:
+            tensors = [[(t.shape, t.dtype, t.device, t.layout) for t in own] for own in lists]
+            found = tuple(map(tuple, (*tensors, self.operators, self.strides))), self.k, self.each
+            hash(found)
+        except (AttributeError, TypeError):
+            return None
+        return found
 
     @property
     def edges(self) -> list[Sequence[int]]:

@@ -172,3 +172,21 @@ def test_what_stands_between_is_seen():
     torch.func.vmap(lambda row: seen.append(_autograd.only_autograd_between([x])) or row)(torch.ones(2, 3))
     torch.func.grad(lambda row: seen.append(_autograd.only_autograd_between([row])) or row.sum())(x)
     assert seen == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"), [(lambda t: t[:1], "expected shape"), (lambda t: t.double(), r"expected torch\.float32")]
+)
+def test_a_weight_whose_data_changed_after_forward_is_refused(change, sentence):
+    arguments = raw(CASES["partial_mix-2x16x8x8-k4-s11"])
+    last = arguments[3][-1]
+    kept = last.data
+    with testing.arm("cpu", kernels.isa()):
+        for _ in range(2):  # what a call that was right was like is not checked again; this one is like none
+            _node.OP(*arguments)[0].sum().backward()
+        out, _ = _node.OP(*arguments)
+        last.data = change(kept)
+        with pytest.raises((ValueError, TypeError), match=rf"^partial_mix_bwd: weights\[.*{sentence}"):
+            out.sum().backward()
+        last.data = kept
+        _node.OP(*arguments)[0].sum().backward()
