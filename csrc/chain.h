@@ -19,6 +19,22 @@ static inline __attribute__((always_inline)) uint32_t bf16_bits(uint32_t bits) {
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
+// Operands of the tile unit (tiles.h): floats of a tile, values of the inner dimension in a block of tiles.
+constexpr int64_t kTileWords = 256, kInner = 32;
+static inline int64_t inner_blocks(int64_t K) { return (K + kInner - 1) / kInner; }
+static inline int64_t thirds_floats(int64_t K, int64_t N) { return 3 * kTileWords * inner_blocks(K) * (N / kLanes); }
+// Scratch of a TileStream of a product [K][N]: two left operands and two results of a group of pixels.
+constexpr int64_t kGroup = 32;
+static inline int64_t tile_stream_floats(int64_t K, int64_t N) { return 2 * (thirds_floats(K, kGroup) + kGroup * N); }
+// Scratch of a FactorizedReduce [K][N] on a tile of P pixels: both sides' left operands and results.
+static inline int64_t strided_tiles_floats(int64_t P, int64_t K, int64_t N) {
+  const int64_t rows = (P / 4 + kGroup - 1) / kGroup * kGroup;
+  return 2 * (thirds_floats(K, rows) + rows * N);
+}
+
+// Scratch of a product of P pixels' transpose with them.
+static inline int64_t outer_tiles_floats(int64_t P, int64_t K, int64_t N) { return K + N + thirds_floats(P, K + N); }
+
 struct Shape {
   int64_t B, H, W;
 };
@@ -45,7 +61,8 @@ struct Source {
 // pairs_*: that direction multiplies bfloat16 pairs (simd.h), and its weights hold pairs of their rows.
 struct Product {
   int64_t N;
-  const float *w, *wt;  // [K][N] and [N][K]
+  const float *w, *wt;              // [K][N] and [N][K]
+  const float *w_tiles, *wt_tiles;  // the same for the tile unit, where the kernels have one and floats are multiplied
   float* z;
   double* sums;
   const float *g, *al, *be, *ga;
@@ -57,7 +74,7 @@ struct Product {
 // times w2 fill [offset, offset + width). offset is 0 where the halves are no whole vectors: then both add up.
 struct Strided {
   Product p;
-  const float *w2, *wt2;
+  const float *w2, *wt2, *w2_tiles, *wt2_tiles;
   float* dw2;
   int64_t width, offset;
 };

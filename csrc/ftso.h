@@ -26,6 +26,7 @@ constexpr int kTile = 256;  // pixels that travel through a cycle together
 // instruction set that was compiled into it.
 struct Kernels {
   const char* isa;
+  bool tiles;  // products of floats want their weights for the tile unit (tiles.h)
   const char* (*skip_cell_fwd)(const SkipCell&, int64_t begin, int64_t end, const float* x0, const float* x1,
                                const float* weights, float* out);
   // grad_x0, grad_x1, dots may be null: what nobody asked for is not computed. dots: 14 doubles an image, the
@@ -70,6 +71,7 @@ FTSO_DECLARE(scalar)
 FTSO_DECLARE(avx2)
 FTSO_DECLARE(avx512)
 FTSO_DECLARE(avx512bf16)
+FTSO_DECLARE(amx)
 #endif
 #undef FTSO_DECLARE
 

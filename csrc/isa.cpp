@@ -1,3 +1,8 @@
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -13,6 +18,18 @@ struct Entry {
   bool runs;
 };
 
+#if defined(__x86_64__)
+// Linux lends the tile unit's registers to a process that asks for them.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 const std::vector<Entry>& table() {  // fastest first
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -20,8 +37,13 @@ const std::vector<Entry>& table() {  // fastest first
   static const bool wide = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   static const bool bf16 = wide && __builtin_cpu_supports("avx512bf16");
-  static const std::vector<Entry> entries = {
-      {&avx512bf16::kernels, bf16}, {&avx512::kernels, wide}, {&avx2::kernels, fma}, {&scalar::kernels, true}};
+  static const bool tiles =
+      bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles();
+  static const std::vector<Entry> entries = {{&amx::kernels, tiles},
+                                             {&avx512bf16::kernels, bf16},
+                                             {&avx512::kernels, wide},
+                                             {&avx2::kernels, fma},
+                                             {&scalar::kernels, true}};
 #else
   static const std::vector<Entry> entries = {{&scalar::kernels, true}};
 #endif

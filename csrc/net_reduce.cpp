@@ -1,8 +1,7 @@
 // A reduction cell of the skip-only network in two launches: the paths from the inputs (eight FactorizedReduce, pooled
 // bypass), then, behind their batch norm, the nodes and what reads them. Gradients go the same way back.
-#include "consume.h"
 #include "ftso.h"
-#include "mix.h"
+#include "tiled.h"
 
 namespace ftso::FTSO_ISA {
 namespace {
@@ -119,17 +118,22 @@ struct NodeSums {
   }
 };
 
+// One pixel backward, from the gradient of its output: the gradients for the paths, and the edges' dots onto `acc`.
 template <int V, bool DOTS>
-void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, const float* da, int64_t ldd, float* a,
-                   double* dots, NodeSums sums) {
-  const Nodes<V> nodes(r);
-  const int n = nodes.n;
-  const EdgeWeights& b = nodes.b;
-  const bool past_caches = streams(r.cell.shape.B * r.cell.shape.H * r.cell.shape.W, r.C);
-  Vec acc[14];
-  for (Vec& s : acc) s = zero();
-  for (int64_t p = 0; p < P; ++p) {
-    const int64_t pixel = first + p;
+struct Unreduce {
+  const ReduceStep& r;
+  const Nodes<V> nodes;
+  const NodeSums sums;
+  const bool relu, past_caches;
+  Unreduce(const ReduceStep& step, NodeSums node_sums)
+      : r(step),
+        nodes(step),
+        sums(node_sums),
+        relu(!r.cell.d_pooled),
+        past_caches(streams(r.cell.shape.B * r.cell.shape.H * r.cell.shape.W, r.C)) {}
+  FTSO_ALWAYS_INLINE void pixel(int64_t pixel, const float* da, float* a, Vec* acc) const {
+    const int n = nodes.n;
+    const EdgeWeights& b = nodes.b;
     State<V> paths[4][2], x[4], d[4], u[4], to_input[2];
     for (const float* pooled : r.pooled) FTSO_EACH(v) prefetch(pooled + (pixel + kAhead) * r.C + v * kLanes);
     for (int64_t c = 0; c < 2 * r.F; c += kLanes) prefetch(r.f + (pixel + kAhead) * 2 * r.F + c);
@@ -137,9 +141,9 @@ void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, con
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) FTSO_EACH(v) {
         const int64_t at = (j * (V ? V : n) + v) * kLanes;
-        const Vec grad = load(da + p * ldd + at);
+        const Vec grad = load(da + at);
         d[j].at[v] = relu ? where_positive(x[j].at[v], grad) : grad;
-        if (a) store(a + p * r.cell.K + at, max(x[j].at[v], zero()));
+        if (a) store(a + at, max(x[j].at[v], zero()));
       }
 #pragma GCC unroll 4
     for (int j = 3; j >= 0; --j) {
@@ -173,7 +177,45 @@ void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, con
         }
       }
   }
+};
+
+// Only the smallest networks have reduction cells whose states are one vector.
+constexpr bool tiled_nodes(int64_t vectors) { return tiled_vectors(vectors) && vectors > 1; }
+
+template <int V, bool DOTS>
+void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, const float* da, int64_t ldd, float* a, double* dots,
+                   NodeSums sums) {
+  const Unreduce<V, DOTS> unreduce(r, sums);
+  Vec acc[14];
+  for (Vec& s : acc) s = zero();
+  for (int64_t p = 0; p < P; ++p) unreduce.pixel(first + p, da + p * ldd, a ? a + p * r.cell.K : nullptr, acc);
   for (int e = 0; DOTS && e < 14; ++e) dots[e] += sum(acc[e]);
+}
+
+// The whole of a chunk on the tile unit.
+template <int V, bool DOTS>
+void unreduce_beside_tiles(const ReduceStep& r, int64_t chunk, float* memory, double* dots, NodeSums sums) {
+  const Unreduce<V, DOTS> unreduce(r, sums);
+  Vec acc[14];
+  for (Vec& s : acc) s = zero();
+  every_pixel_backward(
+      r.cell, chunk, memory, [&](int64_t p, const float* da, float* a) { unreduce.pixel(p, da, a, acc); },
+      [&] {
+        for (int e = 0; DOTS && e < 14; ++e) dots[e] += sum(acc[e]), acc[e] = zero();
+        sums.flush(r, r.f_sums + chunk * 4 * r.F);
+      });
+}
+
+template <int V>
+void reduce_beside_tiles(const ReduceStep& r, int64_t chunk, float* scratch) {
+  const Nodes<V> nodes(r);
+  every_pixel_forward<V>(r.cell, chunk, scratch, [&](int64_t pixel, State<V>* x) {
+    State<V> paths[4][2];
+    for (const float* pooled : r.pooled)
+      for (int64_t c = 0; c < r.C; c += kLanes) prefetch(pooled + (pixel + kAhead) * r.C + c);
+    for (int64_t c = 0; c < 2 * r.F; c += kLanes) prefetch(r.f + (pixel + kAhead) * 2 * r.F + c);
+    nodes.mix(pixel, paths, x + 2);
+  });
 }
 
 // The gradient of one input at the four pixels of a window: through the maximum for the bypassed channels (the first
@@ -239,6 +281,12 @@ const char* reduce_paths_fwd(const ReducePaths& r, int64_t chunk, float* scratch
 const char* reduce_fwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   const CellStep& c = r.cell;
   const int64_t pixels = c.shape.B * c.shape.H * c.shape.W;
+  if (tiled(c, c.product.w_tiles, c.strided.w2_tiles) && tiled_nodes(c.shuffle.vectors)) {
+    with_vectors(c.shuffle.vectors, [&](auto V) {
+      if constexpr (tiled_nodes(decltype(V)::value)) reduce_beside_tiles<decltype(V)::value>(r, chunk, scratch);
+    });
+    return compiled_isa;
+  }
   float* a = scratch;
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     with_vectors(c.shuffle.vectors, [&](auto V) { reduce_tile<decltype(V)::value>(r, first, P, !c.pooled, a); });
@@ -254,11 +302,19 @@ const char* reduce_bwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   const NodeSums sums(scratch, r);
   double* dots = c.dots ? c.dots + chunk * kDots : nullptr;
   float* memory = scratch + NodeSums::room(r);
+  if (tiled(c, c.product.wt_tiles, c.strided.wt2_tiles) && tiled_nodes(c.shuffle.vectors)) {
+    with_vectors(c.shuffle.vectors, [&](auto V) {
+      constexpr int vectors = decltype(V)::value;
+      if constexpr (tiled_nodes(vectors))
+        (dots ? unreduce_beside_tiles<vectors, true> : unreduce_beside_tiles<vectors, false>)(r, chunk, memory, dots,
+                                                                                              sums);
+    });
+    return compiled_isa;
+  }
   every_run_backward(c, chunk, memory, [&](int64_t first, int64_t n, const float* da, int64_t ldd, float* a) {
     with_vectors(c.shuffle.vectors, [&](auto V) {
       constexpr int vectors = decltype(V)::value;
-      (dots ? unreduce_tile<vectors, true> : unreduce_tile<vectors, false>)(r, first, n, !c.d_pooled, da, ldd, a, dots,
-                                                                            sums);
+      (dots ? unreduce_tile<vectors, true> : unreduce_tile<vectors, false>)(r, first, n, da, ldd, a, dots, sums);
     });
     sums.flush(r, r.f_sums + chunk * 4 * r.F);
   });

@@ -9,8 +9,10 @@
 namespace ftso {
 namespace {
 
-int64_t tile(const Shape& s) { return std::max<int64_t>(128, 2 * s.W); }
+int64_t tile(const Shape& s) { return std::max<int64_t>(128, (2 * s.W + kGroup - 1) / kGroup * kGroup); }
 int64_t padded_image(const StemStep& s) { return (s.shape.H + 2) * (s.shape.W + 2) * s.channels; }
+
+const float* data_or_null(const Aligned<float>& values) { return values.empty() ? nullptr : values.data(); }
 
 // Batch statistics from sums and squares: scale = 1/sqrt(var + eps), shift = -mean * scale.
 void finish_forward(const Aligned<double>& sums, double n, Aligned<double>& mean, Aligned<float>& scale,
@@ -44,6 +46,8 @@ Product SkipNet::product(const Run& run, int tensor, bool with_weights) {
   return {t.N,
           t.w.data(),
           t.wt.data(),
+          data_or_null(t.w_tiles),
+          data_or_null(t.wt_tiles),
           run.at(t.z),
           t.sums.data(),
           run.at(t.g),
@@ -81,6 +85,7 @@ CellStep SkipNet::cell_step(const Run& run, size_t index, bool backward) {
   if (c.strided >= 0) {
     Tensor& t = tensors_[c.strided];
     s.strided.w2 = t.w2.data(), s.strided.wt2 = t.wt2.data();
+    s.strided.w2_tiles = data_or_null(t.w2_tiles), s.strided.wt2_tiles = data_or_null(t.wt2_tiles);
     s.strided.dw2 = run.weights ? t.dw2.data() : nullptr;
     s.strided.width = t.split, s.strided.offset = t.offset;
   }
@@ -140,7 +145,11 @@ void SkipNet::launch(const char* name, const char* (*kernel)(const Step&, int64_
 
 int64_t SkipNet::cell_scratch(const CellStep& c) const {
   const int64_t T = tile(c.shape), N = c.product.N + c.strided.p.N;
-  return 4 * c.K + T * (2 * c.K + 2 * N) + 8 * kLanes;
+  const int64_t width = c.strided.width;
+  const int64_t tiles = std::max({tile_stream_floats(c.K, c.product.N) + strided_tiles_floats(T, c.K, width),
+                                  tile_stream_floats(c.product.N, c.K) + strided_tiles_floats(T, width, c.K),
+                                  outer_tiles_floats(T, c.K, std::max(c.product.N, width))});
+  return 4 * c.K + T * (2 * c.K + 2 * N) + 8 * kLanes + tiles;
 }
 
 void SkipNet::finish_stem(const float* const* weights) {

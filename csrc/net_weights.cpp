@@ -26,6 +26,29 @@ static void place(float* w, int64_t ld, int64_t row, int64_t column, float value
   std::memcpy(reinterpret_cast<char*>(w + row / 2 * ld + column) + row % 2 * 2, &rounded, sizeof rounded);
 }
 
+// w [K][N] as a right operand of the tile unit (tiles.h): thirds, rounded to nearest.
+static void split(const Aligned<float>& w, int64_t K, int64_t N, Aligned<float>& tiles) {
+  tiles.assign(thirds_floats(K, N), 0);
+  const int64_t column = thirds_floats(K, kLanes);
+  for (int64_t k = 0; k < K; ++k) {
+    float* const row = tiles.data() + k / kInner * 3 * kTileWords + k % 16 * kLanes;
+    for (int64_t n = 0; n < N; ++n) {
+      float rest = w[k * N + n];
+      for (int64_t third = 0; third < 3; ++third) {
+        uint32_t bits;
+        std::memcpy(&bits, &rest, sizeof bits);
+        const uint32_t upper = bf16_bits(bits) << 16;
+        float value;
+        std::memcpy(&value, &upper, sizeof value);
+        rest -= value;
+        const uint16_t half = static_cast<uint16_t>(upper >> 16);
+        float* word = row + n / kLanes * column + third * kTileWords + n % kLanes;
+        std::memcpy(reinterpret_cast<char*>(word) + k % kInner / 16 * 2, &half, sizeof half);
+      }
+    }
+  }
+}
+
 void SkipNet::pack(Tensor& t, const float* const* weights) {
   const bool forward = spec_.precision == kBf16, backward = spec_.precision != kFloat32;
   const auto put = [&](Aligned<float>& w, Aligned<float>& wt, int64_t k, int64_t column, float value) {
@@ -37,6 +60,7 @@ void SkipNet::pack(Tensor& t, const float* const* weights) {
       every_weight(t.groups, t.width, p.rows, [&](int64_t k, int64_t o, int64_t from) {
         put(t.w, t.wt, k, p.column + o, weights[p.weight][from]);
       });
+    split_all(t);
     return;
   }
   const int64_t second = t.offset ? 0 : t.half;  // where the second half's columns start in w2
@@ -44,6 +68,22 @@ void SkipNet::pack(Tensor& t, const float* const* weights) {
     put(t.w, t.wt, k, o, weights[t.parts[0].weight][from]);
     put(t.w2, t.wt2, k, second + o, weights[t.parts[0].weight + 1][from]);
   });
+  split_all(t);
+}
+
+// For the tile unit, where floats are multiplied: a FactorizedReduce's only if its halves are whole vectors.
+void SkipNet::split_all(Tensor& t) const {
+  for (auto* tiles : {&t.w_tiles, &t.wt_tiles, &t.w2_tiles, &t.wt2_tiles}) tiles->clear();
+  if (!kernels().tiles || (t.strided && !t.offset)) return;
+  const int64_t N = t.strided ? t.split : t.N;
+  if (spec_.precision != kBf16) {
+    split(t.w, t.K, N, t.w_tiles);
+    if (t.strided) split(t.w2, t.K, N, t.w2_tiles);
+  }
+  if (spec_.precision == kFloat32) {
+    split(t.wt, N, t.K, t.wt_tiles);
+    if (t.strided) split(t.wt2, N, t.K, t.wt2_tiles);
+  }
 }
 
 // Adds the chunks of a partial up, in place of the first.

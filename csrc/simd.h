@@ -11,8 +11,16 @@
 
 namespace ftso::FTSO_ISA {
 
+#if defined(__AMX_BF16__)
+constexpr bool kTiles = true;  // there is a tile unit (tiles.h)
+#else
+constexpr bool kTiles = false;
+#endif
+
 #if defined(__AVX512F__)
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+constexpr const char* compiled_isa = "amx";
+#elif defined(__AVX512BF16__)
 constexpr const char* compiled_isa = "avx512bf16";
 #else
 constexpr const char* compiled_isa = "avx512";

@@ -75,7 +75,8 @@ class SkipNet {
     int64_t half = 0, split = 0, offset = 0;  // strided: width of a product, where the second one goes
     int z = -1, g = -1;                       // buffers
     Aligned<float> w, wt, w2, wt2;
-    Partials<float> dw, dw2;  // by chunk: written in passes for weights only
+    Aligned<float> w_tiles, wt_tiles, w2_tiles, wt2_tiles;  // empty where nothing was packed for a tile unit
+    Partials<float> dw, dw2;                                // by chunk: written in passes for weights only
     Aligned<float> scale, shift, al, be, ga;
     Aligned<double> mean, sums, back_sums;
   };
@@ -114,6 +115,7 @@ class SkipNet {
   const Plan& plan(bool weights) const { return weights ? with_weights_ : betas_only_; }
 
   void pack(Tensor& t, const float* const* weights);
+  void split_all(Tensor& t) const;
   void unpack(Tensor& t, float* const* d_weights);
   void pack_all(const float* const* weights, int threads);
   void unpack_all(const float* const* weights, float* const* d_weights, int threads);

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import torch  # before _C: the core then shares the OpenMP runtime, and so the threads, that torch brought
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
-ISAS = ("avx512bf16", "avx512", "avx2", "scalar")  # fastest first
+ISAS = ("amx", "avx512bf16", "avx512", "avx2", "scalar")  # fastest first
+OTHERS = {"amx": "avx512", "avx512bf16": "avx512"}
+"""Instruction sets that serve the skip-only network alone, and whose kernels all else runs on."""
 
 _C: ModuleType | None = None
 _missing: str | None = None

@@ -15,6 +15,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
+from conftest import every_isa
 from ftso_fast.kernels import testing
 from kinks import near, turned, values
 from networks import NODES, batch_of, gradients, net_of
@@ -198,6 +199,7 @@ def unmet(kernel, reference, cases):
     return [name for name, holds in required.items() if not holds]
 
 
+@every_isa
 def test_kernels_are_as_accurate_as_the_float32_reference(accuracy, isa, images_path, record_property, capsys):
     """Required of the kernels, per setting and instruction set:
 

@@ -11,6 +11,7 @@ import stages
 import tables
 import torch
 from arm import ALL_OPERATORS, PC_DARTS, Iteration, batches, traced
+from conftest import every_isa
 from ftso_fast.kernels import testing
 from measure import assert_equal, running
 from operations import directions, operation_calls
@@ -23,6 +24,7 @@ STEPS = ("architecture step", "weight step")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
+@every_isa
 def test_every_multiply_add_is_counted(isa, threads):
     before = kernels.calls().get(f"fma_peak/{isa}", 0)
     once, thrice = (testing.fma_peak(rounds, threads) for rounds in (1000, 3000))

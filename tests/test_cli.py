@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import every_isa
 
 from ftso_fast import Genotype, NumericalError, kernels
 from ftso_fast.published import PUBLISHED
@@ -358,6 +359,7 @@ def test_draw_of_a_missing_file_or_into_a_missing_folder(run, tmp_path):
     fails(run("draw", binary), 2, "genotype")
 
 
+@every_isa
 def test_info(run, isa, monkeypatch):
     code, out, err = run("info")
     assert (code, err) == (0, "")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import every_isa
 from ftso_fast.kernels import NetSpec, skip_net
 
 from ftso_fast import SuperNet, UsageError, kernels, search
@@ -25,6 +26,7 @@ def worst(found, wanted):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@every_isa
 def test_bf16_backward_keeps_forward_exact(isa, shape):
     exact, rounded = (outcome(*SHAPES[shape], precision) for precision in ("float32", "bf16_backward"))
     assert torch.equal(exact[0], rounded[0])
@@ -33,6 +35,7 @@ def test_bf16_backward_keeps_forward_exact(isa, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@every_isa
 def test_bf16_is_near_float32(isa, shape):
     exact, rounded = (outcome(*SHAPES[shape], precision) for precision in ("float32", "bf16"))
     assert 1e-5 < worst(rounded[:1], exact[:1]) < 0.1

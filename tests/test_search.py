@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import every_isa
 from searching import NORMAL_CELLS, SMALL, Run, arrays, batches, document, small
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -100,6 +101,7 @@ def test_the_garbage_collector_goes_on_as_it_was():
 
 
 @pytest.mark.parametrize("backend", [None, "cpu"])
+@every_isa
 def test_kernel_calls_are_counted(isa, backend):
     result = small(mode="3it", backend=backend)
     steps = result.iterations + result.weight_steps
@@ -178,6 +180,7 @@ def python(code, **env):
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
 
 
+@every_isa
 def test_environment_chooses_the_instruction_set(isa):
     done = python(HEAD + TAIL + "result = small(); print(result.isa, *result.kernel_calls)", FTSO_ISA=isa)
     assert done.returncode == 0, done.stderr

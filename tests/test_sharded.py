@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import every_isa
 from processes import ranks_of, start, torchrun
 from searching import SMALL, arrays, document, small
 from torch.nn import functional as F
@@ -30,6 +31,7 @@ def drawn(n=7):
 
 
 @pytest.mark.parametrize("which", ["arch", "weights"])
+@every_isa
 def test_gradients_are_averages_over_the_images(which, isa):
     net, batch = drawn()
     run = ShardedRun(net, SMALL, 3, Ranks())

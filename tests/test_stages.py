@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from conftest import every_isa
 from ftso_fast.kernels import testing
 from kinks import near, places, turned, turning_changes, values
 from networks import batch_of, gradients, net_of
@@ -112,6 +113,7 @@ def test_a_turned_kink_is_as_far_on_its_other_side(k):
         assert back == pytest.approx(-kink.change) or (back == torch.inf and kink.change > 0)
 
 
+@every_isa
 def test_every_stage_on_every_number_of_threads(stages, isa):
     """Logits, betas' and weights' gradients, relative to the largest in their tensor."""
     net, images, labels, wanted = stages

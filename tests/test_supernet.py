@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import textbook
 import torch
+from conftest import every_isa
 from ftso_fast.kernels import testing
 from networks import NODES, batch_of, gradients, net_of
 from torch.nn import functional as F
@@ -60,6 +61,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda s: f"k{s['k']}-c{s['in_channels']}-C{s['channels']}-L{s['layers']}")
+@every_isa
 def test_kernels_equal_the_textbook(sizes, isa, verified):
     """Loss and every gradient in float32; the inputs and weights are the same numbers in both."""
     net = net_of(7, **sizes).float()
