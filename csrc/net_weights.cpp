@@ -26,27 +26,31 @@ static void place(float* w, int64_t ld, int64_t row, int64_t column, float value
   std::memcpy(reinterpret_cast<char*>(w + row / 2 * ld + column) + row % 2 * 2, &rounded, sizeof rounded);
 }
 
-// w [K][N] as a right operand of the tile unit (tiles.h): thirds, rounded to nearest.
+// w [K][N] as a right operand of the tile unit (tiles.h): thirds, rounded to nearest. A word holds two rows' values.
 static void split(const Aligned<float>& w, int64_t K, int64_t N, Aligned<float>& tiles) {
-  tiles.assign(thirds_floats(K, N), 0);
+  tiles.resize(thirds_floats(K, N));
   const int64_t column = thirds_floats(K, kLanes);
-  for (int64_t k = 0; k < K; ++k) {
-    float* const row = tiles.data() + k / kInner * 3 * kTileWords + k % 16 * kLanes;
-    for (int64_t n = 0; n < N; ++n) {
-      float rest = w[k * N + n];
-      for (int64_t third = 0; third < 3; ++third) {
-        uint32_t bits;
-        std::memcpy(&bits, &rest, sizeof bits);
-        const uint32_t upper = bf16_bits(bits) << 16;
-        float value;
-        std::memcpy(&value, &upper, sizeof value);
-        rest -= value;
-        const uint16_t half = static_cast<uint16_t>(upper >> 16);
-        float* word = row + n / kLanes * column + third * kTileWords + n % kLanes;
-        std::memcpy(reinterpret_cast<char*>(word) + k % kInner / 16 * 2, &half, sizeof half);
+  for (int64_t block = 0; block < inner_blocks(K); ++block)
+    for (int64_t i = 0; i < kInner / 2; ++i)
+      for (int64_t n = 0; n < N; n += kLanes) {
+        float rest[2][kLanes] = {};
+        for (int64_t h = 0; h < 2; ++h)
+          if (const int64_t k = block * kInner + h * kInner / 2 + i; k < K)
+            std::memcpy(rest[h], w.data() + k * N + n, sizeof rest[h]);
+        float* word = tiles.data() + n / kLanes * column + block * 3 * kTileWords + i * kLanes;
+        for (int64_t third = 0; third < 3; ++third, word += kTileWords) {
+          uint32_t upper[2][kLanes], both[kLanes];
+          float value[2][kLanes];
+          std::memcpy(upper, rest, sizeof upper);
+          for (int64_t h = 0; h < 2; ++h)
+            for (int l = 0; l < kLanes; ++l) upper[h][l] = bf16_bits(upper[h][l]) << 16;
+          std::memcpy(value, upper, sizeof value);
+          for (int64_t h = 0; h < 2; ++h)
+            for (int l = 0; l < kLanes; ++l) rest[h][l] -= value[h][l];
+          for (int l = 0; l < kLanes; ++l) both[l] = upper[0][l] >> 16 | upper[1][l];
+          std::memcpy(word, both, sizeof both);
+        }
       }
-    }
-  }
 }
 
 void SkipNet::pack(Tensor& t, const float* const* weights) {
