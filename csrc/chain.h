@@ -46,18 +46,30 @@ struct Shuffle {
   const int32_t *fwd, *bwd, *to;
 };
 
-// C channels of a raw product, to be normalised on load: x = z * scale + shift. g, sums: where the gradient for x
-// and its sums, and those of gradient times x, go (a row of 2*ld doubles a chunk); null where nobody asked.
+// C channels of a raw product, to be normalised on load: x = z * scale + shift. g: where the gradient for x goes, rows
+// of `ldg`; null where nobody asked. sums: of it, and of gradient times x (a row of 2*columns doubles a chunk).
 struct Source {
   const float* z;
   int64_t ld;
   const float *scale, *shift;
   float* g;
+  int64_t ldg;
   double* sums;
+  int64_t columns;
+};
+
+// What a reduction cell reads of a product, its last C columns, in windows of 2x2 pixels: `highest` [windows][C] is
+// their raw maximum, `processed` [windows][2][q] are the first q channels raw at (0,0) and at (1,1). Backward the
+// gradients for both come back in their places; none of the whole image is ever written.
+struct Windows {
+  int64_t C, q;  // C = 0: none
+  float *highest, *processed;
+  const float *d_highest, *d_processed;
 };
 
 // Activations [pixels][K] times weights, raw: z [pixels][N]. Forward adds sums and squares (2*N doubles a chunk).
-// Backward, dz = al * g + be * z + ga is the gradient behind the batch norm; dw: K*N floats a chunk, or null.
+// Backward, dz = al * g + be * z + ga is the gradient behind the batch norm, g [pixels][direct()] in memory for all
+// columns but the windows'; dw: K*N floats a chunk, or null.
 // pairs_*: that direction multiplies bfloat16 pairs (simd.h), and its weights hold pairs of their rows.
 struct Product {
   int64_t N;
@@ -68,6 +80,8 @@ struct Product {
   const float *g, *al, *be, *ga;
   float* dw;
   bool pairs_forward, pairs_backward;
+  Windows windows;
+  int64_t direct() const { return N - windows.C; }
 };
 
 // FactorizedReduce on the same activations: pixels (even, even) times w fill columns [0, width), pixels (odd, odd)
@@ -93,34 +107,30 @@ struct CellStep {
   double* dots;  // kDots a chunk; null: not wanted
 };
 
-// The eight FactorizedReduce of a reduction cell, four an input: activations relu(x[:q]) at (even, even) and
-// (odd, odd) side by side times w[input] [2q][F] (columns node * q + channel, the two halves of the channels from
-// the two pixels), raw: f [pixels/4][2 * F]. pooled[input] [pixels/4][C]: maximum of 2x2 of the other channels.
+// The eight FactorizedReduce of a reduction cell, four an input: activations relu(x) of the windows' processed channels
+// times w[input] [2q][F] (columns node * q + channel, the two halves of the channels from the two pixels), raw:
+// f [pixels][2 * F].
 struct ReducePaths {
-  Shape shape;                      // of the input
-  int64_t C, q, F, X;               // C, F and X = 2q rounded up to kLanes
-  const float *processed, *bypass;  // [C]: 1 for the channels of that kind, else 0
-  Source x[2];
+  Shape shape;                // of the output
+  int64_t q, F, X;            // F, X: 4q and 2q rounded up to kLanes
+  Source x[2];                // z, g: rows of 2q; scale, shift: of q
   const float *w[2], *wt[2];  // [2q][F], [F][X]
   float* f;
   double* sums;  // of f: 2 * 2F doubles a chunk
-  float* pooled[2];
   // backward
-  const float *d_nodes, *d_pooled[2];   // [pixels/4][ld_nodes] in columns node * q + channel, [pixels/4][C]
+  const float* d_nodes;                 // [pixels][ld_nodes] in columns node * q + channel
   int64_t ld_nodes;                     // 3q + q rounded up, rounded up: vectors may write past 4q
   const float *weights, *al, *be, *ga;  // df = al * weight * d_nodes + be * f + ga
   float* dw[2];                         // 2q * F floats a chunk, or null
 };
 
-// The nodes of a reduction cell over what ReducePaths made.
+// The nodes of a reduction cell over what ReducePaths made and, in the other channels, the windows' maximum.
 struct ReduceStep {
-  CellStep cell;  // shape: of the output; x0, x1 unused
-  int64_t C, q, F;
-  const float* processed;  // [C]: 1 for the processed channels
+  CellStep cell;  // shape: of the output; x0, x1: the maximum (g is the windows' d_highest)
+  int64_t q, F;
   const float *f, *scale, *shift;
-  const float* pooled[2];
   double* f_sums;  // backward: sums of the gradient for normalised f, and times f: 2 * 2F doubles a chunk
-  float *d_nodes, *d_pooled[2];
+  float* d_nodes;
   int64_t ld_nodes;
 };
 

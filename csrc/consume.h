@@ -19,10 +19,11 @@ constexpr int64_t kAhead = 128;  // pixels that a prefetch looks ahead: about a 
 constexpr int64_t kStreamBytes = int64_t{4} << 20;
 FTSO_INLINE bool streams(int64_t pixels, int64_t N) { return pixels * N * 4 >= kStreamBytes; }
 
-// Rows of pixels that travel together: an even number, about 128 pixels.
+// Rows of pixels that travel together, about 128 pixels: whole windows of 2x2, and of what FactorizedReduce makes of
+// them if images have as many.
 FTSO_INLINE int64_t tile_rows(const Shape& s) {
-  const int64_t rows = 128 / s.W / 2 * 2;
-  return rows < 2 ? 2 : rows > s.H ? s.H : rows;
+  const int64_t rows = 128 / s.W / 4 * 4, least = s.H % 4 ? 2 : 4;
+  return rows < least ? least : rows > s.H ? s.H : rows;
 }
 
 FTSO_INLINE void put(float* at, bool past_caches, Vec value) { past_caches ? stream(at, value) : store(at, value); }
@@ -42,11 +43,39 @@ FTSO_INLINE Rows left_operand(bool pairs, const float* a, int64_t P, int64_t ld,
   return {pairs ? room : a, ld, 1, 0, pairs};
 }
 
-FTSO_INLINE void consume(const Product& p, int64_t pixels, int64_t chunk, int64_t first, int64_t P, Rows a, int64_t K,
-                         const Ahead& ahead = {}) {
+// Forward, the windows' columns from c on, one vector of `rows` pixels from `pixel` on at `from`. above [W/2][C] keeps
+// the maxima of even rows until the next.
+FTSO_INLINE void put_windows(const Product& p, int64_t W, int64_t pixel, int64_t rows, const float* from, int64_t ld,
+                             int64_t c, bool past_caches, float* above) {
+  const int64_t C = p.windows.C, q = p.windows.q;
+  int64_t row = pixel / W, column = pixel % W;
+  for (int64_t i = 0; i < rows; i += 2, from += 2 * ld) {
+    const Vec even = load(from), odd = load(from + ld), highest = max(even, odd);
+    const int64_t window = row / 2 * (W / 2) + column / 2;
+    float* kept = above + column / 2 * C + c;
+    if (row % 2)
+      put(p.windows.highest + window * C + c, past_caches, max(load(kept), highest));
+    else
+      store(kept, highest);
+    if (c < q) store_part(p.windows.processed + (2 * window + row % 2) * q + c, row % 2 ? odd : even, q - c);
+    if ((column += 2) == W) column = 0, ++row;
+  }
+}
+
+// The same for P pixels whose products lie in the caches.
+FTSO_INLINE void put_windows(const Product& p, const Shape& s, int64_t first, int64_t P, float* above) {
+  const bool past_caches = streams(s.B * s.H * s.W / 4, p.windows.C);
+  for (int64_t c = 0; c < p.windows.C; c += kLanes)
+    put_windows(p, s.W, first, P, p.z + first * p.N + p.direct() + c, p.N, c, past_caches, above);
+}
+
+// z of a tile, with its statistics. above: for windows.
+FTSO_INLINE void consume(const Product& p, const Shape& s, int64_t chunk, int64_t first, int64_t P, Rows a, int64_t K,
+                         float* above, const Ahead& ahead = {}) {
   double* sums = p.sums + chunk * 2 * p.N;
-  product_with_statistics(streams(pixels, p.N), a, P, p.w, p.N, K, p.N, p.z + first * p.N, p.N, {sums, sums + p.N},
-                          ahead);
+  product_with_statistics(streams(s.B * s.H * s.W, p.N) && !p.windows.C, a, P, p.w, p.N, K, p.N, p.z + first * p.N, p.N,
+                          {sums, sums + p.N}, ahead);
+  put_windows(p, s, first, P, above);
 }
 
 // The rows r, r + 1 of a tile for FactorizedReduce: activations of pixels (even, even) and (odd, odd), z row.
@@ -58,10 +87,13 @@ FTSO_INLINE void strided_rows(const Shape& s, int64_t first, int64_t P, int64_t 
   }
 }
 
-FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_t first, int64_t P, Rows a, int64_t K) {
+FTSO_INLINE Shape halved(const Shape& s) { return {s.B, s.H / 2, s.W / 2}; }
+
+FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_t first, int64_t P, Rows a, int64_t K,
+                         float* above) {
   const int64_t N = f.p.N, Q = s.W / 2, ldw = f.width;
   double *sum = f.p.sums + chunk * 2 * N, *square = sum + N;
-  const bool past_caches = streams(s.B * s.H * s.W / 4, N);
+  const bool past_caches = streams(s.B * s.H * s.W / 4, N) && !f.p.windows.C;
   strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
     float* z = f.p.z + pixel * N;
     if (f.offset) {
@@ -78,12 +110,38 @@ FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_
         }
     }
   });
+  put_windows(f.p, halved(s), first / 4, P / 4, above);
 }
 
-// dz = al * g + be * z + ga
-FTSO_INLINE void behind_norm(const Product& p, int64_t first, int64_t P, float* dz) {
-  const float *g = p.g + first * p.N, *z = p.z + first * p.N;
-  panels(p.N, [=](auto width, int64_t c) {
+// dz of the windows' columns at the four pixels of the window whose corner is `pixel`; dz: the corner's row. A
+// maximum's gradient goes to the first pixel that has it.
+FTSO_INLINE void window_behind_norm(const Product& p, int64_t W, int64_t pixel, float* dz) {
+  const Windows& windows = p.windows;
+  const int64_t at[4] = {0, p.N, W * p.N, (W + 1) * p.N}, window = pixel / W / 2 * (W / 2) + pixel % W / 2;
+  const float* z = p.z + pixel * p.N;
+  for (int64_t c = 0; c < windows.C; c += kLanes) {
+    const int64_t column = p.direct() + c;
+    const Vec al = load(p.al + column), be = load(p.be + column), ga = load(p.ga + column);
+    Vec value[4], left = load(windows.d_highest + window * windows.C + c);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) value[i] = load(z + at[i] + column);
+    const Vec highest = max(max(value[0], value[1]), max(value[2], value[3]));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      Vec g = where_equal(value[i], highest, left, zero());
+      left = where_equal(value[i], highest, zero(), left);
+      if ((i == 0 || i == 3) && c < windows.q)
+        g = add(g, keep(tail(windows.q - c), load(windows.d_processed + (2 * window + i / 3) * windows.q + c)));
+      store(dz + at[i] + column, fma(al, g, fma(be, value[i], ga)));
+    }
+  }
+}
+
+// dz = al * g + be * z + ga of whole rows of an image.
+FTSO_INLINE void behind_norm(const Product& p, const Shape& s, int64_t first, int64_t P, float* dz) {
+  const int64_t ld = p.direct();
+  const float *g = p.g + first * ld, *z = p.z + first * p.N;
+  panels(ld, [=](auto width, int64_t c) {
     constexpr int NV = decltype(width)::value;
     Vec al[NV], be[NV], ga[NV];
 #pragma GCC unroll 4
@@ -93,31 +151,39 @@ FTSO_INLINE void behind_norm(const Product& p, int64_t first, int64_t P, float* 
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         const int64_t at = i * p.N + c + v * kLanes;
-        store(dz + at, fma(al[v], load(g + at), fma(be[v], load(z + at), ga[v])));
+        store(dz + at, fma(al[v], load(g + i * ld + c + v * kLanes), fma(be[v], load(z + at), ga[v])));
       }
   });
+  for (int64_t row = 0; p.windows.C && row < P; row += 2 * s.W)
+    for (int64_t i = row; i < row + s.W; i += 2) window_behind_norm(p, s.W, first + i, dz + i * p.N);
 }
+
+// What a product's gradient reads of the tile that begins at pixel `next`.
+struct Gradients {
+  Ahead::Stream g, z;
+  Gradients(const Product& p, int64_t next)
+      : g{p.g + next * p.direct(), p.direct(), p.direct()}, z{p.z + next * p.N, p.N, p.N} {}
+};
 
 // da[P][K] from the gradients of everything that read the tile; dz keeps them for the weight gradients. room: for dz as
 // pairs.
-FTSO_INLINE void gather_gradient(const Product& p, int64_t first, int64_t P, int64_t K, float* dz, float* room,
-                                 float* da) {
-  behind_norm(p, first, P, dz);
+FTSO_INLINE void gather_gradient(const Product& p, const Shape& s, int64_t first, int64_t P, int64_t K, float* dz,
+                                 float* room, float* da) {
+  behind_norm(p, s, first, P, dz);
   const Rows d = left_operand(p.pairs_backward, dz, P, p.N, room);
-  const int64_t next = (first + P) * p.N;
-  product<Out::kStore>(d, P, p.wt, K, p.N, K, da, K, {}, {{{p.g + next, p.N, p.N}, {p.z + next, p.N, p.N}}});
+  const Gradients next(p, first + P);
+  product<Out::kStore>(d, P, p.wt, K, p.N, K, da, K, {}, {{next.g, next.z}});
 }
 
 FTSO_INLINE void gather_gradient(const Strided& f, const Shape& s, int64_t first, int64_t P, int64_t K, float* dz,
                                  float* room, float* da) {
   const int64_t N = f.p.N, Q = s.W / 2;
-  behind_norm(f.p, first / 4, P / 4, dz);
+  behind_norm(f.p, halved(s), first / 4, P / 4, dz);
   const Rows d = left_operand(f.p.pairs_backward, dz, P / 4, N, room);
   strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
     const int64_t at = (pixel - first / 4) * N;
-    const int64_t next = (pixel + P / 4) * N;
-    product<Out::kAdd>(d.with(at, N), Q, f.p.wt, K, f.width, K, da + even, 2 * K, {},
-                       {{{f.p.g + next, N, N}, {f.p.z + next, N, N}}});
+    const Gradients next(f.p, pixel + P / 4);
+    product<Out::kAdd>(d.with(at, N), Q, f.p.wt, K, f.width, K, da + even, 2 * K, {}, {{next.g, next.z}});
     product<Out::kAdd>(d.with(at + f.offset, N), Q, f.wt2, K, f.width, K, da + odd, 2 * K);
   });
 }
@@ -149,12 +215,26 @@ FTSO_INLINE void clear_weight_gradients(const CellStep& c, int64_t chunk) {
     cleared(c.strided.p.dw + chunk * strided, strided), cleared(c.strided.dw2 + chunk * strided, strided);
 }
 
-// Everything that reads a cell's output: products, or the mean over image b. room: for the tile as pairs.
-FTSO_INLINE void read_by(const CellStep& c, int64_t pixels, int64_t chunk, int64_t b, int64_t first, int64_t P,
-                         const float* a, float* room, const Ahead& ahead) {
+// Sums of one input's gradient, and of gradient times value, over a run.
+struct InputSums {
+  float *s, *q;
+};
+FTSO_INLINE void flush_sums(const CellStep& c, int64_t chunk, InputSums s0, InputSums s1) {
+  const int64_t C = c.K / 4;
+  const auto of_input = [=](const Source& x, InputSums sums) {
+    if (x.g) flush(x.sums + chunk * 2 * x.columns, C, x.columns, sums.s, sums.q);
+  };
+  of_input(c.x0, s0), of_input(c.x1, s1);
+}
+
+// Everything that reads a cell's output: products, or the mean over image b. room: for the tile as pairs, and behind it
+// for windows.
+FTSO_INLINE void read_by(const CellStep& c, int64_t chunk, int64_t b, int64_t first, int64_t P, const float* a,
+                         float* room, const Ahead& ahead) {
   const Rows tile = left_operand(c.product.pairs_forward, a, P, c.K, room);
-  if (c.product.N) consume(c.product, pixels, chunk, first, P, tile, c.K, ahead);
-  if (c.strided.p.N) consume(c.strided, c.shape, chunk, first, P, tile, c.K);
+  float* above = room + P * c.K;
+  if (c.product.N) consume(c.product, c.shape, chunk, first, P, tile, c.K, above, ahead);
+  if (c.strided.p.N) consume(c.strided, c.shape, chunk, first, P, tile, c.K, above);
   if (!c.pooled) return;
   ahead.ask(0, P);
   const int64_t HW = c.shape.H * c.shape.W;
@@ -171,7 +251,7 @@ FTSO_INLINE void gradient_of_readers(const CellStep& c, int64_t b, int64_t first
                                      float* room, float* da) {
   const Vec share = set1(1.f / (c.shape.H * c.shape.W));
   for (int64_t k = 0; c.d_pooled && k < c.K; k += kLanes) store(da + k, mul(load(c.d_pooled + b * c.K + k), share));
-  if (c.product.N) gather_gradient(c.product, first, P, c.K, dz, room, da);
+  if (c.product.N) gather_gradient(c.product, c.shape, first, P, c.K, dz, room, da);
   if (c.strided.p.N) gather_gradient(c.strided, c.shape, first, P, c.K, dzs, room, da);
 }
 

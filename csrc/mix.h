@@ -2,8 +2,7 @@
 // V = 0 is any number of vectors, through memory: the same text for widths that registers do not hold.
 #pragma once
 #include "chain.h"
-#include "gemm.h"
-#include "simd.h"
+#include "consume.h"
 
 namespace ftso::FTSO_ISA {
 namespace {
@@ -79,6 +78,18 @@ struct EdgeWeights {
 template <int V>
 FTSO_INLINE void load_state(const Source& s, const float* z, int n, State<V>& x) {
   FTSO_EACH(v) x.at[v] = fma(load(z + v * kLanes), load(s.scale + v * kLanes), load(s.shift + v * kLanes));
+}
+
+// The gradient for an input at one pixel, with its sums.
+template <int V>
+FTSO_INLINE void put_gradient(const Source& x, int64_t pixel, bool past_caches, int n, const State<V>& d,
+                              const State<V>& value, InputSums sums) {
+  float* g = x.g + pixel * x.ldg;
+  FTSO_EACH(v) {
+    put(g + v * kLanes, past_caches, d.at[v]);
+    add_to(sums.s + v * kLanes, d.at[v]);
+    store(sums.q + v * kLanes, fma(d.at[v], value.at[v], load(sums.q + v * kLanes)));
+  }
 }
 
 // x[2..5] of a normal cell from x[0], x[1].

@@ -38,27 +38,6 @@ void mix_beside_tiles(const CellStep& c, int64_t chunk, float* scratch) {
   });
 }
 
-// Sums of one input's gradient, and of gradient times value, over a tile.
-struct InputSums {
-  float *s, *q;
-};
-FTSO_INLINE void flush_sums(const CellStep& c, int64_t chunk, InputSums s0, InputSums s1) {
-  const int64_t C = c.K / 4;
-  if (c.x0.g) flush(c.x0.sums + chunk * 2 * c.x0.ld, C, c.x0.ld, s0.s, s0.q);
-  if (c.x1.g) flush(c.x1.sums + chunk * 2 * c.x1.ld, C, c.x1.ld, s1.s, s1.q);
-}
-
-template <int V>
-FTSO_INLINE void put_gradient(const Source& x, int64_t pixel, bool past_caches, int n, const State<V>& d,
-                              const State<V>& value, InputSums sums) {
-  float* g = x.g + pixel * x.ld;
-  FTSO_EACH(v) {
-    put(g + v * kLanes, past_caches, d.at[v]);
-    add_to(sums.s + v * kLanes, d.at[v]);
-    store(sums.q + v * kLanes, fma(d.at[v], value.at[v], load(sums.q + v * kLanes)));
-  }
-}
-
 // One pixel of a cell backward, from the gradient of its output. Writes the inputs' gradients where asked, adds the
 // edges' dots to `acc`, and leaves the activations in `a` where the weight gradient wants them.
 template <int V, bool G0, bool G1, bool DOTS>
@@ -75,8 +54,8 @@ struct Unmix {
         permutation(c.shuffle),
         n(static_cast<int>(c.shuffle.vectors)),
         relu(!c.d_pooled),
-        past0(streams(c.shape.B * c.shape.H * c.shape.W, c.x0.ld)),
-        past1(streams(c.shape.B * c.shape.H * c.shape.W, c.x1.ld)),
+        past0(streams(c.shape.B * c.shape.H * c.shape.W, c.x0.ldg)),
+        past1(streams(c.shape.B * c.shape.H * c.shape.W, c.x1.ldg)),
         s0(sums0),
         s1(sums1) {}
   FTSO_ALWAYS_INLINE void pixel(int64_t p, const float* da, float* a, Vec* acc) const {
@@ -164,11 +143,10 @@ const char* cell_fwd(const CellStep& c, int64_t chunk, float* scratch) {
     return compiled_isa;
   }
   float* a = scratch;
-  const int64_t pixels = c.shape.B * c.shape.H * c.shape.W;
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     with_vectors(c.shuffle.vectors, [&](auto V) { mix_tile<decltype(V)::value>(c, first, P, !c.pooled, a); });
     const auto next = [=](const Source& x) { return Ahead::Stream{x.z + (first + P) * x.ld, x.ld, c.K / 4}; };
-    read_by(c, pixels, chunk, b, first, P, a, a + P * c.K, {{next(c.x0), next(c.x1)}});
+    read_by(c, chunk, b, first, P, a, a + P * c.K, {{next(c.x0), next(c.x1)}});
   });
   return compiled_isa;
 }

@@ -47,8 +47,6 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
         cell.w[input].assign(2 * group * cell.F, 0), cell.wt[input].assign(cell.F * cell.X, 0);
         cell.dw[input].resize(kChunks * 2 * group * cell.F);
       }
-      cell.processed.assign(cell.padded, 0), cell.bypass.assign(cell.padded, 0);
-      for (int64_t c = 0; c < C; ++c) (c < group ? cell.processed : cell.bypass)[c] = 1;
       for (auto* v : {&cell.scale, &cell.shift, &cell.al, &cell.be, &cell.ga}) v->assign(2 * cell.F + kLanes, 0);
       cell.mean.assign(2 * cell.F, 0);
       cell.sums.assign(kChunks * 4 * cell.F, 0), cell.back_sums.assign(kChunks * 4 * cell.F, 0);
@@ -68,6 +66,7 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
   const auto add_part = [&](int tensor, int64_t weight, int64_t cell, int input) {
     Tensor& t = tensors_[tensor];
     cells_[cell].source[input] = tensor, cells_[cell].column[input] = static_cast<int>(t.N);
+    if (cells_[cell].reduction) t.windows_of = static_cast<int>(cell), t.input = input;
     t.parts.push_back({weight, cells_[cell].C, t.N});
     t.N += cells_[cell].padded;
   };
@@ -113,7 +112,8 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
   for (size_t i = 0; i < tensors_.size(); ++i) {
     Tensor& t = tensors_[i];
     t.z = buffer(t.shape, t.N, producer[i], back(producer[i]));
-    t.g = buffer(t.shape, t.N, back(reader[i]), back(producer[i]));
+    const int64_t direct = t.N - (t.windows_of < 0 ? 0 : cells_[t.windows_of].padded);
+    if (direct) t.g = buffer(t.shape, direct, back(reader[i]), back(producer[i]));
   }
   for (size_t i = 0; i < cells_.size(); ++i) {
     Cell& c = cells_[i];
@@ -122,8 +122,11 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
     c.f = buffer(c.out, 2 * c.F, paths, back(paths));
     c.d_nodes = buffer(c.out, ld, back(nodes), back(paths));
     for (int input = 0; input < 2; ++input) {
-      c.pooled[input] = buffer(c.out, c.padded, paths, back(nodes));
-      c.d_pooled[input] = buffer(c.out, c.padded, back(nodes), back(paths));
+      const int64_t written = producer[c.source[input]];
+      c.highest[input] = buffer(c.out, c.padded, written, back(nodes));
+      c.processed[input] = buffer(c.out, 2 * c.q, written, back(paths));
+      c.d_highest[input] = buffer(c.out, c.padded, back(nodes), back(written));
+      c.d_processed[input] = buffer(c.out, 2 * c.q, back(paths), back(written));
     }
   }
   const int64_t patch = spec.in_channels * 9 + 1;

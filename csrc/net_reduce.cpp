@@ -1,31 +1,21 @@
-// A reduction cell of the skip-only network in two launches: the paths from the inputs (eight FactorizedReduce, pooled
-// bypass), then, behind their batch norm, the nodes and what reads them. Gradients go the same way back.
+// A reduction cell of the skip-only network in two launches: the paths from the inputs (eight FactorizedReduce), then,
+// behind their batch norm, the nodes and what reads them. The channels that bypass the paths come as the maximum of
+// windows, which the inputs' producers have written. Gradients go the same way back.
 #include "ftso.h"
 #include "tiled.h"
 
 namespace ftso::FTSO_ISA {
 namespace {
 
-// The four pixels of output pixel `out`, as offsets of rows of z: (0,0), (0,1), (1,0), (1,1).
-struct Window {
-  int64_t at[4];
-  Window(const Shape& s, int64_t out_row, int64_t column) {
-    const int64_t corner = 2 * out_row * s.W + 2 * column;
-    at[0] = corner, at[1] = corner + 1, at[2] = corner + s.W, at[3] = corner + s.W + 1;
-  }
-};
-
-FTSO_INLINE Vec normalised(const Source& x, const float* z, int64_t c) {
-  return fma(load(z + c), load(x.scale + c), load(x.shift + c));
-}
-
-// relu of the processed channels at (0,0), then at (1,1): a row of 2q activations. Rows are written in order, so what
-// a vector writes too far is overwritten (the last row has slack behind it).
-FTSO_INLINE void processed_row(const ReducePaths& r, const Source& x, const Window& w, float* a) {
-  for (int side = 0; side < 2; ++side) {
-    const float* z = x.z + w.at[3 * side] * x.ld;
-    for (int64_t c = 0; c < r.q; c += kLanes) store(a + side * r.q + c, max(normalised(x, z, c), zero()));
-  }
+// relu of what the paths read of P windows from `first` on: rows of 2q activations, written in order, so that what a
+// vector writes too far is overwritten (the last row has slack behind it).
+FTSO_INLINE void activate(const ReducePaths& r, const Source& x, int64_t first, int64_t P, float* a) {
+  const float* z = x.z + first * x.ld;
+  for (int64_t i = 0; i < 2 * P; ++i)
+    for (int64_t c = 0; c < r.q; c += kLanes) {
+      const Vec value = fma(load(z + i * r.q + c), load(x.scale + c), load(x.shift + c));
+      store(a + i * r.q + c, max(value, zero()));
+    }
 }
 
 // Reads the paths' values at one pixel, and mixes the four nodes into x.
@@ -36,11 +26,11 @@ struct Nodes {
   const Permutation<V> permutation;
   const int n;
   State<V> scale[4][2], shift[4][2];  // of the processed channels
-  Mask processed[V ? V : kMaxVectors];
+  Tail processed[V ? V : kMaxVectors];
   explicit Nodes(const ReduceStep& step)
       : r(step), b(step.cell.weights), permutation(step.cell.shuffle), n(static_cast<int>(step.cell.shuffle.vectors)) {
     for (int v = 0; v * kLanes < r.q; ++v) {
-      processed[v] = positive(load(r.processed + v * kLanes));
+      processed[v] = tail(r.q - v * kLanes);
       for (int j = 0; j < 4; ++j)
         for (int input = 0; input < 2; ++input) {
           scale[j][input].at[v] = load(r.scale + column(j, input, v));
@@ -50,11 +40,13 @@ struct Nodes {
   }
   int64_t column(int node, int input, int v) const { return input * r.F + node * r.q + v * kLanes; }
 
-  // Of an input's edges to the four nodes: normalised f in the processed channels, the pooled bypass elsewhere.
-  FTSO_ALWAYS_INLINE void read(int64_t pixel, int input, State<V> (*paths)[2]) const {
-    const float *pooled = r.pooled[input] + pixel * r.C, *f = r.f + pixel * 2 * r.F;
+  // Of an input's edges to the four nodes: normalised f in the processed channels, the windows' maximum elsewhere.
+  FTSO_ALWAYS_INLINE void read(const Source& input_source, int64_t pixel, int input, State<V> (*paths)[2]) const {
+    const float* f = r.f + pixel * 2 * r.F;
+    State<V> highest;
+    load_state(input_source, input_source.z + pixel * input_source.ld, n, highest);
     FTSO_EACH(v) {
-      const Vec bypass = load(pooled + v * kLanes);
+      const Vec bypass = highest.at[v];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) paths[j][input].at[v] = bypass;
       if (v * kLanes < r.q) {  // the other lanes of f are other columns
@@ -67,8 +59,14 @@ struct Nodes {
     }
   }
 
+  void ask_ahead(int64_t pixel) const {
+    const Source *x0 = &r.cell.x0, *x1 = &r.cell.x1;
+    FTSO_EACH(v)
+    prefetch(x0->z + (pixel + kAhead) * x0->ld + v * kLanes), prefetch(x1->z + (pixel + kAhead) * x1->ld + v * kLanes);
+    for (int64_t c = 0; c < 2 * r.F; c += kLanes) prefetch(r.f + (pixel + kAhead) * 2 * r.F + c);
+  }
   void mix(int64_t pixel, State<V> (*paths)[2], State<V>* x) const {
-    read(pixel, 0, paths), read(pixel, 1, paths);
+    read(r.cell.x0, pixel, 0, paths), read(r.cell.x1, pixel, 1, paths);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const int e = kFirstEdge[j + 2];
@@ -118,25 +116,40 @@ struct NodeSums {
   }
 };
 
+// All sums of a run.
+struct ReduceSums {
+  NodeSums nodes;
+  InputSums x0, x1;
+  ReduceSums(float* memory, const ReduceStep& r) : nodes(memory, r) {
+    float* inputs = cleared(memory + NodeSums::room(r), r.cell.K);
+    const int64_t C = r.cell.K / 4;
+    x0 = {inputs, inputs + C}, x1 = {inputs + 2 * C, inputs + 3 * C};
+  }
+  static int64_t room(const ReduceStep& r) { return NodeSums::room(r) + r.cell.K; }
+  void flush(const ReduceStep& r, int64_t chunk) const {
+    nodes.flush(r, r.f_sums + chunk * 4 * r.F);
+    flush_sums(r.cell, chunk, x0, x1);
+  }
+};
+
 // One pixel backward, from the gradient of its output: the gradients for the paths, and the edges' dots onto `acc`.
 template <int V, bool DOTS>
 struct Unreduce {
   const ReduceStep& r;
   const Nodes<V> nodes;
-  const NodeSums sums;
+  const ReduceSums sums;
   const bool relu, past_caches;
-  Unreduce(const ReduceStep& step, NodeSums node_sums)
+  Unreduce(const ReduceStep& step, ReduceSums run_sums)
       : r(step),
         nodes(step),
-        sums(node_sums),
+        sums(run_sums),
         relu(!r.cell.d_pooled),
-        past_caches(streams(r.cell.shape.B * r.cell.shape.H * r.cell.shape.W, r.C)) {}
+        past_caches(streams(r.cell.shape.B * r.cell.shape.H * r.cell.shape.W, r.cell.K / 4)) {}
   FTSO_ALWAYS_INLINE void pixel(int64_t pixel, const float* da, float* a, Vec* acc) const {
     const int n = nodes.n;
     const EdgeWeights& b = nodes.b;
     State<V> paths[4][2], x[4], d[4], u[4], to_input[2];
-    for (const float* pooled : r.pooled) FTSO_EACH(v) prefetch(pooled + (pixel + kAhead) * r.C + v * kLanes);
-    for (int64_t c = 0; c < 2 * r.F; c += kLanes) prefetch(r.f + (pixel + kAhead) * 2 * r.F + c);
+    nodes.ask_ahead(pixel);
     nodes.mix(pixel, paths, x);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) FTSO_EACH(v) {
@@ -164,15 +177,18 @@ struct Unreduce {
       }
     }
     for (int input = 0; input < 2; ++input)
-      FTSO_EACH(v) put(r.d_pooled[input] + pixel * r.C + v * kLanes, past_caches, to_input[input].at[v]);
+      for (int v = 0; v * kLanes < r.q; ++v)
+        to_input[input].at[v] = select(nodes.processed[v], zero(), to_input[input].at[v]);
+    if (r.cell.x0.g) put_gradient<V>(r.cell.x0, pixel, past_caches, n, to_input[0], paths[3][0], sums.x0);
+    if (r.cell.x1.g) put_gradient<V>(r.cell.x1, pixel, past_caches, n, to_input[1], paths[3][1], sums.x1);
     for (int j = 0; j < 4; ++j)  // in order: what a vector writes too far is overwritten
       for (int v = 0; v * kLanes < r.q; ++v) {
         const Vec grad = u[j].at[v];
         store(r.d_nodes + pixel * r.ld_nodes + j * r.q + v * kLanes, grad);
-        float* s = sums.of(j, v);
+        float* s = sums.nodes.of(j, v);
         add_to(s, grad);
         for (int input = 0; input < 2; ++input) {
-          float* q = sums.of(4 + 2 * j + input, v);
+          float* q = sums.nodes.of(4 + 2 * j + input, v);
           store(q, fma(grad, paths[j][input].at[v], load(q)));
         }
       }
@@ -184,7 +200,7 @@ constexpr bool tiled_nodes(int64_t vectors) { return tiled_vectors(vectors) && v
 
 template <int V, bool DOTS>
 void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, const float* da, int64_t ldd, float* a, double* dots,
-                   NodeSums sums) {
+                   ReduceSums sums) {
   const Unreduce<V, DOTS> unreduce(r, sums);
   Vec acc[14];
   for (Vec& s : acc) s = zero();
@@ -194,7 +210,7 @@ void unreduce_tile(const ReduceStep& r, int64_t first, int64_t P, const float* d
 
 // The whole of a chunk on the tile unit.
 template <int V, bool DOTS>
-void unreduce_beside_tiles(const ReduceStep& r, int64_t chunk, float* memory, double* dots, NodeSums sums) {
+void unreduce_beside_tiles(const ReduceStep& r, int64_t chunk, float* memory, double* dots, ReduceSums sums) {
   const Unreduce<V, DOTS> unreduce(r, sums);
   Vec acc[14];
   for (Vec& s : acc) s = zero();
@@ -202,7 +218,7 @@ void unreduce_beside_tiles(const ReduceStep& r, int64_t chunk, float* memory, do
       r.cell, chunk, memory, [&](int64_t p, const float* da, float* a) { unreduce.pixel(p, da, a, acc); },
       [&] {
         for (int e = 0; DOTS && e < 14; ++e) dots[e] += sum(acc[e]), acc[e] = zero();
-        sums.flush(r, r.f_sums + chunk * 4 * r.F);
+        sums.flush(r, chunk);
       });
 }
 
@@ -211,67 +227,43 @@ void reduce_beside_tiles(const ReduceStep& r, int64_t chunk, float* scratch) {
   const Nodes<V> nodes(r);
   every_pixel_forward<V>(r.cell, chunk, scratch, [&](int64_t pixel, State<V>* x) {
     State<V> paths[4][2];
-    for (const float* pooled : r.pooled)
-      for (int64_t c = 0; c < r.C; c += kLanes) prefetch(pooled + (pixel + kAhead) * r.C + c);
-    for (int64_t c = 0; c < 2 * r.F; c += kLanes) prefetch(r.f + (pixel + kAhead) * 2 * r.F + c);
+    nodes.ask_ahead(pixel);
     nodes.mix(pixel, paths, x + 2);
   });
 }
 
-// The gradient of one input at the four pixels of a window: through the maximum for the bypassed channels (the first
-// of equal values takes it), through relu at (0,0) and (1,1) for the processed ones.
-FTSO_INLINE void spread_gradient(const ReducePaths& r, const Source& x, const Window& w, const float* d_pooled,
-                                 const float* d_processed, bool past_caches, float* s, float* q) {
-  for (int64_t c = 0; c < r.C; c += kLanes) {
-    const Vec bypass = load(r.bypass + c);
-    Vec z[4], left = mul(load(d_pooled + c), bypass), total = zero(), squares = zero();
-    for (int i = 0; i < 4; ++i)
-      z[i] = load(x.z + w.at[i] * x.ld + c), prefetch(x.z + (w.at[i] + 2 * r.shape.W) * x.ld + c);
-    const Vec highest = max(max(z[0], z[1]), max(z[2], z[3]));
-    const Vec processed = load(r.processed + c);
-    for (int i = 0; i < 4; ++i) {
-      Vec g = where_equal(z[i], highest, left, zero());
-      left = where_equal(z[i], highest, zero(), left);
-      const Vec value = fma(z[i], load(x.scale + c), load(x.shift + c));
-      if ((i == 0 || i == 3) && c < r.q)
-        g = add(where_positive(processed, where_positive(value, load(d_processed + (i ? r.q : 0) + c))), g);
-      put(x.g + w.at[i] * x.ld + c, past_caches, g);
-      total = add(total, g), squares = fma(g, value, squares);
+// The gradient for the processed channels of P windows behind their relu, with its sums. a: what `activate` made of
+// them.
+FTSO_INLINE void put_processed(const ReducePaths& r, const Source& x, int64_t first, int64_t P, const float* a,
+                               const float* da, float* sums, int64_t chunk) {
+  const int64_t n = 2 * r.q;
+  double* to = x.sums + chunk * 2 * x.columns;
+  every_run(P, [&](int64_t run, int64_t size) {
+    for (int64_t c = 0; c < n; c += kLanes) {
+      const int64_t there = n - c;
+      Vec s = zero(), q = zero();
+      for (int64_t i = run; i < run + size; ++i) {
+        const Vec value = load_part(a + i * n + c, there), d = where_positive(value, load(da + i * r.X + c));
+        store_part(x.g + (first + i) * n + c, d, there);
+        s = add(s, d), q = fma(d, value, q);
+      }
+      store(sums + c, s), store(sums + r.X + c, q);
     }
-    add_to(s + c, total), add_to(q + c, squares);
-  }
-}
-
-template <typename Visit>
-FTSO_INLINE void every_output_row(const Shape& s, int64_t chunk, Visit visit) {
-  for (int64_t b = s.B * chunk / kChunks; b < s.B * (chunk + 1) / kChunks; ++b)
-    for (int64_t row = b * s.H / 2; row < (b + 1) * s.H / 2; ++row) visit(row);
+    for (int64_t c = 0; c < n; ++c) to[c % r.q] += sums[c], to[x.columns + c % r.q] += sums[r.X + c];
+  });
 }
 
 }  // namespace
 
 const char* reduce_paths_fwd(const ReducePaths& r, int64_t chunk, float* scratch) {
-  const int64_t Q = r.shape.W / 2, out_pixels = r.shape.B * r.shape.H * Q / 2;
-  const bool past_caches = streams(out_pixels, r.C);
+  const bool past_caches = streams(r.shape.B * r.shape.H * r.shape.W, 2 * r.F);
   float* a = scratch;
   double* sums = r.sums + chunk * 4 * r.F;
-  every_output_row(r.shape, chunk, [&](int64_t row) {
+  every_tile(r.shape, chunk, [&](int64_t, int64_t first, int64_t P) {
     for (int input = 0; input < 2; ++input) {
-      const Source& x = r.x[input];
-      for (int64_t i = 0; i < Q; ++i) {
-        const Window w(r.shape, row, i);
-        processed_row(r, x, w, a + i * 2 * r.q);
-        float* pooled = r.pooled[input] + (row * Q + i) * r.C;
-        for (int64_t c = 0; c < r.C; c += kLanes) {
-          const float* z = x.z + c;
-          for (int k = 0; k < 4; ++k) prefetch(z + (w.at[k] + 2 * r.shape.W) * x.ld);
-          const Vec highest = max(max(load(z + w.at[0] * x.ld), load(z + w.at[1] * x.ld)),
-                                  max(load(z + w.at[2] * x.ld), load(z + w.at[3] * x.ld)));
-          put(pooled + c, past_caches, mul(fma(highest, load(x.scale + c), load(x.shift + c)), load(r.bypass + c)));
-        }
-      }
-      product_with_statistics(streams(out_pixels, 2 * r.F), {a, 2 * r.q}, Q, r.w[input], r.F, 2 * r.q, r.F,
-                              r.f + row * Q * 2 * r.F + input * r.F, 2 * r.F,
+      activate(r, r.x[input], first, P, a);
+      product_with_statistics(past_caches, {a, 2 * r.q}, P, r.w[input], r.F, 2 * r.q, r.F,
+                              r.f + first * 2 * r.F + input * r.F, 2 * r.F,
                               {sums + input * r.F, sums + 2 * r.F + input * r.F});
     }
   });
@@ -280,7 +272,6 @@ const char* reduce_paths_fwd(const ReducePaths& r, int64_t chunk, float* scratch
 
 const char* reduce_fwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   const CellStep& c = r.cell;
-  const int64_t pixels = c.shape.B * c.shape.H * c.shape.W;
   if (tiled(c, c.product.w_tiles, c.strided.w2_tiles) && tiled_nodes(c.shuffle.vectors)) {
     with_vectors(c.shuffle.vectors, [&](auto V) {
       if constexpr (tiled_nodes(decltype(V)::value)) reduce_beside_tiles<decltype(V)::value>(r, chunk, scratch);
@@ -291,17 +282,17 @@ const char* reduce_fwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   every_tile(c.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     with_vectors(c.shuffle.vectors, [&](auto V) { reduce_tile<decltype(V)::value>(r, first, P, !c.pooled, a); });
     const auto next = [=](const float* x, int64_t ld) { return Ahead::Stream{x + (first + P) * ld, ld, ld}; };
-    read_by(c, pixels, chunk, b, first, P, a, a + P * c.K,
-            {{next(r.pooled[0], r.C), next(r.pooled[1], r.C), next(r.f, 2 * r.F)}});
+    read_by(c, chunk, b, first, P, a, a + P * c.K,
+            {{next(c.x0.z, c.x0.ld), next(c.x1.z, c.x1.ld), next(r.f, 2 * r.F)}});
   });
   return compiled_isa;
 }
 
 const char* reduce_bwd(const ReduceStep& r, int64_t chunk, float* scratch) {
   const CellStep& c = r.cell;
-  const NodeSums sums(scratch, r);
+  const ReduceSums sums(scratch, r);
   double* dots = c.dots ? c.dots + chunk * kDots : nullptr;
-  float* memory = scratch + NodeSums::room(r);
+  float* memory = scratch + ReduceSums::room(r);
   if (tiled(c, c.product.wt_tiles, c.strided.wt2_tiles) && tiled_nodes(c.shuffle.vectors)) {
     with_vectors(c.shuffle.vectors, [&](auto V) {
       constexpr int vectors = decltype(V)::value;
@@ -316,45 +307,39 @@ const char* reduce_bwd(const ReduceStep& r, int64_t chunk, float* scratch) {
       constexpr int vectors = decltype(V)::value;
       (dots ? unreduce_tile<vectors, true> : unreduce_tile<vectors, false>)(r, first, n, da, ldd, a, dots, sums);
     });
-    sums.flush(r, r.f_sums + chunk * 4 * r.F);
+    sums.flush(r, chunk);
   });
   return compiled_isa;
 }
 
 const char* reduce_paths_bwd(const ReducePaths& r, int64_t chunk, float* scratch) {
-  const int64_t Q = r.shape.W / 2, pixels = r.shape.B * r.shape.H * r.shape.W;
-  float *sums = scratch, *a = sums + 2 * r.C, *df = a + Q * 2 * r.q + kLanes, *da = df + Q * r.F + kLanes;
-  for (int64_t i = 0; i < 2 * r.C; ++i) sums[i] = 0;
+  const int64_t T = tile_rows(r.shape) * r.shape.W;
+  float *sums = scratch, *a = sums + 2 * r.X, *df = a + T * 2 * r.q + kLanes, *da = df + T * r.F;
+  float* als = da + T * r.X;  // al times the weight of the node's edge, of both inputs
   for (int input = 0; input < 2; ++input) {
-    const Source& x = r.x[input];
-    if (!x.g && !r.dw[input]) continue;
-    float* dw = r.dw[input] ? cleared(r.dw[input] + chunk * 2 * r.q * r.F, 2 * r.q * r.F) : nullptr;
-    const bool past_caches = streams(pixels, x.ld);
-    float* al = scratch + 2 * r.C + Q * (2 * r.q + r.F + r.X) + 3 * kLanes;  // al times the weight of the node's edge
     for (int64_t c = 0; c < r.F; ++c)
-      al[c] = c < 4 * r.q ? r.al[input * r.F + c] * r.weights[kFirstEdge[c / r.q + 2] + input] : 0;
-    every_output_row(r.shape, chunk, [&](int64_t row) {
-      for (int64_t i = 0; i < Q; ++i) {
-        const int64_t pixel = row * Q + i;
-        for (int64_t c = 0; c < r.F; c += kLanes) {
-          const int64_t column = input * r.F + c;
-          prefetch(r.f + (pixel + Q) * 2 * r.F + column), prefetch(r.d_nodes + (pixel + Q) * r.ld_nodes + c);
-          const Vec f = load(r.f + pixel * 2 * r.F + column), node = load(r.d_nodes + pixel * r.ld_nodes + c);
-          store(df + i * r.F + c, fma(load(al + c), node, fma(load(r.be + column), f, load(r.ga + column))));
-        }
-      }
-      product<Out::kStore>({df, r.F}, Q, r.wt[input], r.X, r.F, r.X, da, r.X);
-      for (int64_t i = 0; i < Q; ++i) {
-        const Window w(r.shape, row, i);
-        if (dw) processed_row(r, x, w, a + i * 2 * r.q);
-        if (x.g)
-          spread_gradient(r, x, w, r.d_pooled[input] + (row * Q + i) * r.C, da + i * r.X, past_caches, sums,
-                          sums + r.C);
-      }
-      if (dw) outer_product(a, 2 * r.q, 2 * r.q, df, r.F, r.F, Q, dw, r.F);
-      if (x.g) flush(x.sums + chunk * 2 * x.ld, r.C, x.ld, sums, sums + r.C);
-    });
+      als[input * r.F + c] = c < 4 * r.q ? r.al[input * r.F + c] * r.weights[kFirstEdge[c / r.q + 2] + input] : 0;
+    if (r.dw[input]) cleared(r.dw[input] + chunk * 2 * r.q * r.F, 2 * r.q * r.F);
   }
+  every_tile(r.shape, chunk, [&](int64_t, int64_t first, int64_t P) {
+    for (int input = 0; input < 2; ++input) {
+      const Source& x = r.x[input];
+      if (!x.g && !r.dw[input]) continue;
+      for (int64_t c = 0; c < r.F; c += kLanes) {
+        const int64_t column = input * r.F + c;
+        const Vec al = load(als + column), be = load(r.be + column), ga = load(r.ga + column);
+        const float *f = r.f + first * 2 * r.F + column, *nodes = r.d_nodes + first * r.ld_nodes + c;
+        for (int64_t i = 0; i < P; ++i)
+          store(df + i * r.F + c, fma(al, load(nodes + i * r.ld_nodes), fma(be, load(f + i * 2 * r.F), ga)));
+      }
+      activate(r, x, first, P, a);
+      if (x.g) {
+        product<Out::kStore>({df, r.F}, P, r.wt[input], r.X, r.F, r.X, da, r.X);
+        put_processed(r, x, first, P, a, da, sums, chunk);
+      }
+      if (r.dw[input]) outer_product(a, 2 * r.q, 2 * r.q, df, r.F, r.F, P, r.dw[input] + chunk * 2 * r.q * r.F, r.F);
+    }
+  });
   return compiled_isa;
 }
 

@@ -9,7 +9,7 @@
 namespace ftso {
 namespace {
 
-int64_t tile(const Shape& s) { return std::max<int64_t>(128, (2 * s.W + kGroup - 1) / kGroup * kGroup); }
+int64_t tile(const Shape& s) { return std::max<int64_t>(128, (4 * s.W + kGroup - 1) / kGroup * kGroup); }
 int64_t padded_image(const StemStep& s) { return (s.shape.H + 2) * (s.shape.W + 2) * s.channels; }
 
 const float* data_or_null(const Aligned<float>& values) { return values.empty() ? nullptr : values.data(); }
@@ -43,6 +43,16 @@ void finish_backward(const Aligned<double>& sums, double n, const Aligned<double
 Product SkipNet::product(const Run& run, int tensor, bool with_weights) {
   if (tensor < 0) return {};
   Tensor& t = tensors_[tensor];
+  Windows windows{};
+  if (t.windows_of >= 0) {
+    const Cell& c = cells_[t.windows_of];
+    windows = {c.padded,
+               c.q,
+               run.at(c.highest[t.input]),
+               run.at(c.processed[t.input]),
+               run.at(c.d_highest[t.input]),
+               run.at(c.d_processed[t.input])};
+  }
   return {t.N,
           t.w.data(),
           t.wt.data(),
@@ -56,30 +66,39 @@ Product SkipNet::product(const Run& run, int tensor, bool with_weights) {
           t.ga.data(),
           with_weights ? t.dw.data() : nullptr,
           spec_.precision == kBf16,
-          spec_.precision != kFloat32};
+          spec_.precision != kFloat32,
+          windows};
 }
 
-Source SkipNet::source(const Run& run, Cell& c, int input, bool with_gradient) {
+Source SkipNet::source(const Run& run, const Cell& c, int input) {
   Tensor& t = tensors_[c.source[input]];
   const int64_t column = c.column[input];
   return {run.at(t.z) + column,
           t.N,
           t.scale.data() + column,
           t.shift.data() + column,
-          with_gradient ? run.at(t.g) + column : nullptr,
-          t.back_sums.data() + column};
+          run.wants(c.source[input]) ? run.at(t.g) + column : nullptr,
+          t.g < 0 ? 0 : buffers_[t.g].columns,
+          t.back_sums.data() + column,
+          t.N};
 }
 
-CellStep SkipNet::cell_step(const Run& run, size_t index, bool backward) {
+// The windows of a reduction cell's input.
+Source SkipNet::windows(const Run& run, const Cell& c, int input, const int (&z)[2], const int (&g)[2]) {
+  Source s = source(run, c, input);
+  s.z = run.at(z[input]), s.ld = s.ldg = buffers_[z[input]].columns;
+  s.g = run.wants(c.source[input]) ? run.at(g[input]) : nullptr;
+  return s;
+}
+
+CellStep SkipNet::cell_step(const Run& run, size_t index) {
   Cell& c = cells_[index];
   const bool last = index + 1 == cells_.size();
   CellStep s{};
   s.shape = c.out, s.K = 4 * c.padded, s.shuffle = c.shuffle();
   s.weights = run.edges[c.reduction];
-  if (!c.reduction) {
-    const auto wanted = [&](int input) { return backward && (run.weights || c.source[input] > 0); };
-    s.x0 = source(run, c, 0, wanted(0)), s.x1 = source(run, c, 1, wanted(1));
-  }
+  for (int i = 0; i < 2; ++i)
+    (i ? s.x1 : s.x0) = c.reduction ? windows(run, c, i, c.highest, c.d_highest) : source(run, c, i);
   s.product = product(run, c.product, run.weights);
   s.strided.p = product(run, c.strided, run.weights);
   if (c.strided >= 0) {
@@ -95,14 +114,12 @@ CellStep SkipNet::cell_step(const Run& run, size_t index, bool backward) {
   return s;
 }
 
-ReducePaths SkipNet::reduce_paths(const Run& run, Cell& c, bool backward) {
+ReducePaths SkipNet::reduce_paths(const Run& run, Cell& c) {
   ReducePaths r{};
-  r.shape = c.in, r.C = c.padded, r.q = c.q, r.F = c.F, r.X = c.X;
-  r.processed = c.processed.data(), r.bypass = c.bypass.data();
+  r.shape = c.out, r.q = c.q, r.F = c.F, r.X = c.X;
   for (int i = 0; i < 2; ++i) {
-    r.x[i] = source(run, c, i, backward && (run.weights || c.source[i] > 0));
+    r.x[i] = windows(run, c, i, c.processed, c.d_processed);
     r.w[i] = c.w[i].data(), r.wt[i] = c.wt[i].data();
-    r.pooled[i] = run.at(c.pooled[i]), r.d_pooled[i] = run.at(c.d_pooled[i]);
     r.dw[i] = run.weights ? c.dw[i].data() : nullptr;
   }
   r.f = run.at(c.f), r.sums = c.sums.data();
@@ -111,13 +128,12 @@ ReducePaths SkipNet::reduce_paths(const Run& run, Cell& c, bool backward) {
   return r;
 }
 
-ReduceStep SkipNet::reduce_step(const Run& run, size_t index, bool backward) {
+ReduceStep SkipNet::reduce_step(const Run& run, size_t index) {
   Cell& c = cells_[index];
   ReduceStep r{};
-  r.cell = cell_step(run, index, backward);
-  r.C = c.padded, r.q = c.q, r.F = c.F, r.processed = c.processed.data();
+  r.cell = cell_step(run, index);
+  r.q = c.q, r.F = c.F;
   r.f = run.at(c.f), r.scale = c.scale.data(), r.shift = c.shift.data();
-  for (int i = 0; i < 2; ++i) r.pooled[i] = run.at(c.pooled[i]), r.d_pooled[i] = run.at(c.d_pooled[i]);
   r.f_sums = c.back_sums.data(), r.d_nodes = run.at(c.d_nodes), r.ld_nodes = buffers_[c.d_nodes].columns;
   return r;
 }
@@ -173,9 +189,11 @@ void SkipNet::finish_stem(const float* const* weights) {
 const char* SkipNet::forward(float* memory, bool with_weights, const float* images, const float* const* weights,
                              const float* edges_normal, const float* edges_reduce, float* logits, int threads) {
   const Kernels& isa = kernels();
-  const Run run{
-      memory,      &plan(with_weights).offsets, images, {edges_normal, edges_reduce}, pooled_.data(), nullptr, nullptr,
-      with_weights};
+  const Run run{memory,         &plan(with_weights).offsets,
+                images,         {edges_normal, edges_reduce},
+                pooled_.data(), nullptr,
+                nullptr,        with_weights,
+                false};
   launches_.clear();
   pack_all(weights, threads);
   const auto clear = [](Aligned<double>& sums) { std::fill(sums.begin(), sums.end(), 0.0); };
@@ -192,20 +210,20 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
   launch("stem_covariance", isa.stem_covariance, stem, work_of_covariance(stem),
          spec_.W * patch + patch * patch + padded_image(stem) + 2 * kLanes, threads);
   finish_stem(weights);
-  launch("stem_fwd", isa.stem_fwd, stem, work_of(stem, false), tile(stem.shape) * 2 * stem.S + padded_image(stem),
-         threads);
+  launch("stem_fwd", isa.stem_fwd, stem, work_of(stem, false),
+         tile(stem.shape) * 2 * stem.S + spec_.W * stem.product.N + padded_image(stem), threads);
   finish(0);
   for (size_t i = 0; i < cells_.size(); ++i) {
     Cell& c = cells_[i];
     if (c.reduction) {
-      const ReducePaths paths = reduce_paths(run, c, false);
-      launch("reduce_paths_fwd", isa.reduce_paths_fwd, paths, work_of(paths, false),
-             4 * c.F + c.in.W / 2 * 2 * c.q + 2 * kLanes, threads);
+      const ReducePaths paths = reduce_paths(run, c);
+      launch("reduce_paths_fwd", isa.reduce_paths_fwd, paths, work_of(paths, false), tile(c.out) * 2 * c.q + kLanes,
+             threads);
       finish_forward(c.sums, static_cast<double>(pixels(c.out)), c.mean, c.scale, c.shift);
-      const ReduceStep step = reduce_step(run, i, false);
+      const ReduceStep step = reduce_step(run, i);
       launch("reduce_fwd", isa.reduce_fwd, step, work_of(step, false), cell_scratch(step.cell), threads);
     } else {
-      const CellStep step = cell_step(run, i, false);
+      const CellStep step = cell_step(run, i);
       launch("cell_fwd", isa.cell_fwd, step, work_of(step, false), cell_scratch(step), threads);
     }
     finish(c.product), finish(c.strided);
@@ -221,9 +239,15 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
   std::fill(dots_.begin(), dots_.end(), 0.0);
   unclassify(weights, d_logits, d_weights);
   const bool with_weights = d_weights != nullptr, with_edges = d_edges_normal || d_edges_reduce;
-  const Run run{
-      memory,           &plan(with_weights).offsets,         images,      {edges_normal, edges_reduce}, nullptr,
-      d_pooled_.data(), with_edges ? dots_.data() : nullptr, with_weights};
+  const Run run{memory,
+                &plan(with_weights).offsets,
+                images,
+                {edges_normal, edges_reduce},
+                nullptr,
+                d_pooled_.data(),
+                with_edges ? dots_.data() : nullptr,
+                with_weights,
+                true};
   launches_.clear();
   const auto clear = [](auto& values) { std::fill(values.begin(), values.end(), 0); };
   for (Tensor& t : tensors_) clear(t.back_sums);
@@ -238,15 +262,15 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
     Cell& c = cells_[i];
     finish(c.product), finish(c.strided);
     if (c.reduction) {
-      const ReduceStep step = reduce_step(run, i, true);
+      const ReduceStep step = reduce_step(run, i);
       launch("reduce_bwd", isa.reduce_bwd, step, work_of(step, true), cell_scratch(step.cell) + kNodeSums * padded(c.q),
              threads);
       finish_backward(c.back_sums, static_cast<double>(pixels(c.out)), c.mean, c.scale, c.al, c.be, c.ga);
-      const ReducePaths paths = reduce_paths(run, c, true);
-      const int64_t scratch = 2 * c.padded + c.in.W / 2 * (2 * c.q + c.F + c.X) + c.F + 8 * kLanes;
+      const ReducePaths paths = reduce_paths(run, c);
+      const int64_t scratch = 2 * (c.X + c.F) + tile(c.out) * (2 * c.q + c.F + c.X) + kLanes;
       launch("reduce_paths_bwd", isa.reduce_paths_bwd, paths, work_of(paths, true), scratch, threads);
     } else {
-      const CellStep step = cell_step(run, i, true);
+      const CellStep step = cell_step(run, i);
       launch("cell_bwd", isa.cell_bwd, step, work_of(step, true), cell_scratch(step), threads);
     }
   }

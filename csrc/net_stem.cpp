@@ -62,15 +62,15 @@ const char* stem_covariance(const StemStep& s, int64_t chunk, float* scratch) {
 }
 
 const char* stem_fwd(const StemStep& s, int64_t chunk, float* scratch) {
-  const int64_t W = s.shape.W, pixels = s.shape.B * s.shape.H * W, T = tile_rows(s.shape) * W;
-  float *a = scratch, *room = a + T * s.S;
-  Padded image(s, room + T * s.S);
+  const int64_t W = s.shape.W, T = tile_rows(s.shape) * W;
+  float *a = scratch, *room = a + T * s.S, *above = room + T * s.S;
+  Padded image(s, above + W * s.product.N);
   int64_t loaded = -1;
   every_tile(s.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     if (b != loaded) image.read(loaded = b);
     const int64_t r = first / W - b * s.shape.H;
     for (int64_t i = 0; i < P / W; ++i) image.convolve<Out::kRelu>(r + i, a + i * W * s.S);
-    consume(s.product, pixels, chunk, first, P, left_operand(s.product.pairs_forward, a, P, s.S, room), s.S);
+    consume(s.product, s.shape, chunk, first, P, left_operand(s.product.pairs_forward, a, P, s.S, room), s.S, above);
   });
   return compiled_isa;
 }
@@ -87,7 +87,7 @@ const char* stem_bwd(const StemStep& s, int64_t chunk, float* scratch) {
   every_tile(s.shape, chunk, [&](int64_t b, int64_t first, int64_t P) {
     if (b != loaded) image.read(loaded = b);
     const int64_t r = first / W - b * s.shape.H;
-    gather_gradient(s.product, first, P, s.S, dz, room, da);
+    gather_gradient(s.product, s.shape, first, P, s.S, dz, room, da);
     for (int64_t i = 0; i < P / W; ++i) image.convolve<Out::kStore>(r + i, a + i * W * s.S);
     for (int64_t c = 0; c < s.S; c += kLanes) {
       const Vec scale = load(s.scale + c), shift = load(s.shift + c);

@@ -11,12 +11,20 @@ inline SkipNet::Work operator+(const SkipNet::Work& a, const SkipNet::Work& b) {
 
 inline double count(const Shape& s) { return static_cast<double>(s.B * s.H * s.W); }
 
+// Floats that a product's readers are left, or (backward) leave it, beside z: gradients and windows.
+inline double of_windows(const Product& p, double pixels, bool backward) {
+  return pixels / 4 * static_cast<double>(p.windows.C + (backward ? 2 * p.windows.q : 0));
+}
+
 // The products that read a cell's output; backward their gradients for it, and for the weights where wanted.
 inline SkipNet::Work work_of_readers(const CellStep& c, bool backward) {
   const double P = count(c.shape), K = static_cast<double>(c.K);
   const double N = static_cast<double>(c.product.N), S = static_cast<double>(c.strided.p.N);
-  const double flops = 2 * P * K * N + P * K * static_cast<double>(c.strided.width), rows = P * N + P / 4 * S;
-  return {flops * (backward && c.product.dw ? 2 : 1), 4 * rows * (backward ? 2 : 1)};
+  const double flops = 2 * P * K * N + P * K * static_cast<double>(c.strided.width);
+  double rows = P * N + P / 4 * S;
+  rows += of_windows(c.product, P, backward) + of_windows(c.strided.p, P / 4, backward);
+  if (backward) rows += P * static_cast<double>(c.product.direct()) + P / 4 * static_cast<double>(c.strided.p.direct());
+  return {flops * (backward && c.product.dw ? 2 : 1), 4 * rows};
 }
 
 inline SkipNet::Work work_of(const CellStep& c, bool backward) {
@@ -25,20 +33,20 @@ inline SkipNet::Work work_of(const CellStep& c, bool backward) {
 }
 
 inline SkipNet::Work work_of(const ReduceStep& r, bool backward) {
-  const double both = static_cast<double>(2 * (r.F + r.C)), gradients = static_cast<double>(r.ld_nodes + 2 * r.C);
-  return work_of_readers(r.cell, backward) +
-         SkipNet::Work{0, 4 * count(r.cell.shape) * (both + (backward ? gradients : 0))};
+  const double paths = static_cast<double>(2 * r.F + (backward ? r.ld_nodes : 0));
+  return work_of(r.cell, backward) + SkipNet::Work{0, 4 * count(r.cell.shape) * paths};
 }
 
 inline SkipNet::Work work_of(const ReducePaths& r, bool backward) {
-  const double P = count(r.shape), Q = P / 4, q = static_cast<double>(r.q), F = static_cast<double>(r.F);
-  const double C = static_cast<double>(r.C), X = static_cast<double>(r.X);
-  if (!backward) return {2 * 2 * Q * 2 * q * F, 4 * 2 * (P * C + Q * (F + C))};
+  const double Q = count(r.shape) / 4, q = static_cast<double>(r.q), F = static_cast<double>(r.F);
+  if (!backward) return {2 * 2 * Q * 2 * q * F, 4 * 2 * Q * (2 * q + F)};
   SkipNet::Work total{0, 0};
-  for (int i = 0; i < 2; ++i)
-    if (r.x[i].g || r.dw[i])
-      total = total + SkipNet::Work{2 * Q * F * (X + (r.dw[i] ? 2 * q : 0)),
-                                    4 * (Q * (F + C + static_cast<double>(r.ld_nodes)) + P * C * (r.x[i].g ? 2 : 1))};
+  for (int i = 0; i < 2; ++i) {
+    const double gradient = r.x[i].g ? 1 : 0, weights = r.dw[i] ? 1 : 0;
+    if (gradient + weights > 0)
+      total = total + SkipNet::Work{2 * Q * F * (gradient * static_cast<double>(r.X) + weights * 2 * q),
+                                    4 * Q * (F + static_cast<double>(r.ld_nodes) + 2 * q * (1 + gradient))};
+  }
   return total;
 }
 
@@ -50,9 +58,9 @@ inline SkipNet::Work work_of_covariance(const StemStep& s) {
 
 // Backward computes the convolution once more, and its weights' gradient beside the product's two.
 inline SkipNet::Work work_of(const StemStep& s, bool backward) {
-  const int64_t passes = backward ? 2 : 1;
+  const int64_t passes = backward ? 2 : 1, rows = s.channels + s.product.N + (backward ? s.product.direct() : 0);
   return {2 * count(s.shape) * static_cast<double>(passes * s.S * (s.K + s.product.N)),
-          4 * count(s.shape) * static_cast<double>(s.channels + passes * s.product.N)};
+          4 * (count(s.shape) * static_cast<double>(rows) + of_windows(s.product, count(s.shape), backward))};
 }
 
 }  // namespace ftso

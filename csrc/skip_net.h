@@ -38,7 +38,7 @@ class SkipNet {
                        const float* edges_reduce, const float* d_logits, float* d_edges_normal, float* d_edges_reduce,
                        float* const* d_weights, int threads);
 
-  // Of the arena, the floats that forward leaves for backward: raw outputs and pooled inputs, nothing else.
+  // Of the arena, the floats that forward leaves for backward: raw outputs and windows, nothing else.
   int64_t saved_floats() const;
 
   // Of the last backward pass: for each channel of a cell's input the sum of its gradient over all pixels, then for
@@ -73,6 +73,7 @@ class SkipNet {
     std::vector<Part> parts;
     bool strided = false;
     int64_t half = 0, split = 0, offset = 0;  // strided: width of a product, where the second one goes
+    int windows_of = -1, input = 0;           // the reduction cell that reads the last part in windows, as its input
     int z = -1, g = -1;                       // buffers
     Aligned<float> w, wt, w2, wt2;
     Aligned<float> w_tiles, wt_tiles, w2_tiles, wt2_tiles;  // empty where nothing was packed for a tile unit
@@ -89,9 +90,10 @@ class SkipNet {
     int64_t stage;  // of the paths, if a reduction; of the nodes otherwise
     // reduction: the eight FactorizedReduce
     int64_t q = 0, F = 0, X = 0, weight = 0;
-    int f = -1, pooled[2] = {-1, -1}, d_nodes = -1, d_pooled[2] = {-1, -1};
+    int f = -1, d_nodes = -1, highest[2] = {-1, -1}, processed[2] = {-1, -1};
+    int d_highest[2] = {-1, -1}, d_processed[2] = {-1, -1};
     Partials<float> dw[2];
-    Aligned<float> w[2], wt[2], bypass, processed, scale, shift, al, be, ga;
+    Aligned<float> w[2], wt[2], scale, shift, al, be, ga;
     Aligned<double> mean, sums, back_sums;
     std::vector<int32_t> fwd, bwd, to;
     Shuffle shuffle() const { return {padded / kLanes, C, fwd.data(), bwd.data(), to.data()}; }
@@ -108,8 +110,9 @@ class SkipNet {
     float* pooled;
     const float* d_pooled;
     double* dots;
-    bool weights;
-    float* at(int buffer) const { return memory + (*offsets)[buffer]; }
+    bool weights, backward;
+    bool wants(int tensor) const { return backward && (weights || tensor > 0); }  // a gradient for it
+    float* at(int buffer) const { return buffer < 0 ? nullptr : memory + (*offsets)[buffer]; }
   };
   Plan make_plan(bool weights) const;
   const Plan& plan(bool weights) const { return weights ? with_weights_ : betas_only_; }
@@ -125,10 +128,11 @@ class SkipNet {
   void finish_stem(const float* const* weights);
 
   Product product(const Run& run, int tensor, bool with_weights);
-  Source source(const Run& run, Cell& c, int input, bool with_gradient);
-  CellStep cell_step(const Run& run, size_t index, bool backward);
-  ReducePaths reduce_paths(const Run& run, Cell& c, bool backward);
-  ReduceStep reduce_step(const Run& run, size_t index, bool backward);
+  Source source(const Run& run, const Cell& c, int input);
+  Source windows(const Run& run, const Cell& c, int input, const int (&z)[2], const int (&g)[2]);
+  CellStep cell_step(const Run& run, size_t index);
+  ReducePaths reduce_paths(const Run& run, Cell& c);
+  ReduceStep reduce_step(const Run& run, size_t index);
   StemStep stem_step(const Run& run);
   int64_t cell_scratch(const CellStep& c) const;
   template <typename Step>

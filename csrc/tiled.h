@@ -24,32 +24,40 @@ FTSO_INLINE void store_row(float* left, int64_t K, Value value) {
   }
 }
 
-// Columns of a raw product, with their statistics.
+// A raw product on its way out, with its statistics and windows.
 struct Raw {
-  float* z;
-  int64_t ld;
-  double *sums, *squares;
-  bool past_caches;
+  const Product& p;
+  const int64_t W;
+  double* const sums;
+  float* const above;  // [W/2][windows' columns]
+  const bool past_caches, windows_past_caches;
+  Raw(const Product& product, const Shape& s, int64_t chunk, float* memory)
+      : p(product),
+        W(s.W),
+        sums(p.sums + chunk * 2 * p.N),
+        above(memory),
+        past_caches(streams(s.B * s.H * W, p.N)),
+        windows_past_caches(streams(s.B * s.H * W / 4, p.windows.C)) {}
   // Of 16 rows of a group the columns of one vector: their sums in float, then added up in double.
   static int64_t items(int64_t rows, int64_t columns) { return (rows + 15) / 16 * (columns / kLanes); }
-  FTSO_ALWAYS_INLINE void put(const Group& group, int64_t item, const float* out, int64_t columns) const {
-    const int64_t vectors = columns / kLanes, row = item / vectors * 16, c = item % vectors * kLanes;
-    const int64_t rows = group.rows - row < 16 ? group.rows - row : 16;
-    const float* from = out + row * columns + c;
-    float* to = z + (group.first + row) * ld + c;
+  // out: rows of `columns`, the product's from `first_column` on.
+  FTSO_ALWAYS_INLINE void put(const Group& group, int64_t item, const float* out, int64_t columns,
+                              int64_t first_column = 0) const {
+    const int64_t vectors = columns / kLanes, row = item / vectors * 16, within = item % vectors * kLanes;
+    const int64_t rows = group.rows - row < 16 ? group.rows - row : 16, c = first_column + within;
+    const float* from = out + row * columns + within;
+    float* to = p.z + (group.first + row) * p.N + c;
     Vec s[2] = {zero(), zero()}, q[2] = {zero(), zero()};
-    for (int64_t i = 0; i < rows; ++i, from += columns, to += ld) {
-      const Vec value = load(from);
-      FTSO_ISA::put(to, past_caches, value);
+    for (int64_t i = 0; i < rows; ++i) {
+      const Vec value = load(from + i * columns);
+      FTSO_ISA::put(to + i * p.N, past_caches, value);
       s[i % 2] = add(s[i % 2], value), q[i % 2] = fma(value, value, q[i % 2]);
     }
-    add_to(sums + c, add(s[0], s[1])), add_to(squares + c, add(q[0], q[1]));
+    add_to(sums + c, add(s[0], s[1])), add_to(sums + p.N + c, add(q[0], q[1]));
+    if (c >= p.direct())
+      put_windows(p, W, group.first + row, rows, from, columns, c - p.direct(), windows_past_caches, above);
   }
 };
-FTSO_INLINE Raw raw(const Product& p, int64_t chunk, int64_t pixels) {
-  double* sums = p.sums + chunk * 2 * p.N;
-  return {p.z, p.N, sums, sums + p.N, streams(pixels, p.N)};
-}
 
 // The pixels of a tile that FactorizedReduce takes, side 0 the (even, even), side 1 the (odd, odd): the t-th of them.
 FTSO_INLINE int64_t strided_pixel(const Shape& s, int side, int64_t t) {
@@ -97,10 +105,11 @@ template <int V, typename MakeNodes>
 FTSO_INLINE void every_pixel_forward(const CellStep& c, int64_t chunk, float* scratch, MakeNodes nodes) {
   const TileUnit unit;
   const Strided& f = c.strided;
-  const int64_t K = c.K, N = c.product.N, pixels = c.shape.B * c.shape.H * c.shape.W;
-  const Raw to = raw(c.product, chunk, pixels), strided_to = raw(f.p, chunk, pixels / 4);
-  TileStream stream(c.product.w_tiles, K, N, scratch);
-  const StridedTiles strided(c, K, scratch + tile_stream_floats(K, N));
+  const int64_t K = c.K, N = c.product.N;
+  float *above = scratch, *above_strided = above + c.shape.W * N, *room = above_strided + c.shape.W * f.p.N;
+  const Raw to(c.product, c.shape, chunk, above), strided_to(f.p, halved(c.shape), chunk, above_strided);
+  TileStream stream(c.product.w_tiles, K, N, room);
+  const StridedTiles strided(c, K, room + tile_stream_floats(K, N));
   const auto items = [=](int64_t rows) { return Raw::items(rows, N); };
   const auto put = [&](const Group& group, int64_t item, const float* out) { to.put(group, item, out, N); };
   every_tile(c.shape, chunk, [&](int64_t, int64_t first, int64_t P) {
@@ -123,13 +132,9 @@ FTSO_INLINE void every_pixel_forward(const CellStep& c, int64_t chunk, float* sc
           items, put);
     if (!f.p.N) return;
     strided.multiply({f.p.w_tiles, f.w2_tiles}, P, K, f.width);
-    for (int side = 0; side < 2; ++side) {
-      const int64_t column = side * f.offset;
-      const Raw half{strided_to.z + column, strided_to.ld, strided_to.sums + column, strided_to.squares + column,
-                     strided_to.past_caches};
+    for (int side = 0; side < 2; ++side)
       for (int64_t item = 0; item < Raw::items(P / 4, f.width); ++item)
-        half.put({first / 4, P / 4}, item, strided.result(side, 0, f.width), f.width);
-    }
+        strided_to.put({first / 4, P / 4}, item, strided.result(side, 0, f.width), f.width, side * f.offset);
   });
   stream.drain(items, put);
 }
@@ -175,7 +180,7 @@ FTSO_INLINE void every_pixel_backward(const CellStep& c, int64_t chunk, float* m
   every_tile(c.shape, chunk, [&](int64_t, int64_t first, int64_t P) {
     tile = first;
     if (f.p.N) {
-      behind_norm(f.p, first / 4, P / 4, dzs);
+      behind_norm(f.p, halved(c.shape), first / 4, P / 4, dzs);
       for (int side = 0; side < 2; ++side)
         for (int64_t t = 0; t < P / 4; ++t)
           store_row(strided.row(side, t), f.width,
@@ -186,10 +191,14 @@ FTSO_INLINE void every_pixel_backward(const CellStep& c, int64_t chunk, float* m
       stream.step(
           {first + r, n},
           [&](int64_t row, float* left) {
-            const float *g = p.g + (first + r + row) * N, *z = p.z + (first + r + row) * N;
-            float* kept = weights ? dz + (r + row) * N : nullptr;
+            const int64_t t = r + row, pixel = first + t, direct = p.direct();
+            const float *g = p.g + pixel * direct, *z = p.z + pixel * N;
+            float *behind = dz + t * N, *kept = weights ? behind : nullptr;
+            if (p.windows.C && t % 2 == 0 && t / c.shape.W % 2 == 0) window_behind_norm(p, c.shape.W, pixel, behind);
             store_row(left, N, [=, &p](int64_t k) {
-              prefetch(g + kAhead * N + k), prefetch(z + kAhead * N + k);
+              prefetch(z + kAhead * N + k);
+              if (k >= direct) return load(behind + k);
+              prefetch(g + kAhead * direct + k);
               const Vec v = fma(load(p.al + k), load(g + k), fma(load(p.be + k), load(z + k), load(p.ga + k)));
               if (kept) store(kept + k, v);
               return v;

@@ -177,16 +177,20 @@ def test_the_arena_holds_either_kind_of_pass(C, k, cells):
         assert all(torch.equal(a, b) for a, b in zip(found, [logits, *wanted], strict=True))
 
 
-def raw_and_pooled(net, images):
-    """Floats of the raw outputs of all convolutions but the stem's, whose size batch norm keeps, and of the inputs
-    of reduction cells pooled."""
+def raw_and_windows(net, images):
+    """Floats of the raw outputs of all convolutions but the stem's, whose size batch norm keeps, and, for each of the
+    windows of a reduction cell's inputs, of one pixel and of what is processed of two."""
     sizes = []
+
+    def add_windows(_module, _inputs, output):
+        sizes.append(output.numel() // 4 + 2 * output[:, : output.shape[1] // net.cells[0].k].numel() // 4)
+
     for module in net.cells.modules():
         if isinstance(module, ReLUConvBN | FactorizedReduce):
             module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel()))
     for cell in net.cells:
         for module in (cell.preprocess0, cell.preprocess1) if cell.reduction else ():
-            module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel() // 4))
+            module.register_forward_hook(add_windows)
     with kernels.use_backend("reference"), torch.no_grad():
         net(images)
     return sum(sizes)
@@ -197,7 +201,7 @@ def padded(n):
 
 
 def saved(spec, pixels):
-    """The same from the sizes alone, each cell's inputs, the paths that start at one input, and the pooled inputs
+    """The same from the sizes alone, each cell's inputs, the paths that start at one input, and the maxima of windows
     padded to whole vectors of 16 channels."""
     C, total = spec.channels, 0
     for cell in range(spec.cells):
@@ -206,18 +210,19 @@ def saved(spec, pixels):
         total += pixels * 2 * padded(C)
         if reduction:
             pixels //= 4
-            total += pixels * 2 * (padded(4 * C // spec.k) + padded(C))
+            total += pixels * 2 * (padded(4 * C // spec.k) + padded(C) + 2 * C // spec.k)
     return total
 
 
 @pytest.mark.parametrize("cells", [3, 4, 5, 8])
 @pytest.mark.parametrize(("C", "k"), [(16, 1), (16, 4), (16, 8), (32, 2), (48, 4), (6, 1), (12, 2), (8, 8)])
-def test_saved_are_the_raw_outputs_and_the_pooled_inputs(C, k, cells):
-    """What forward leaves for backward: the raw outputs of the 1x1 convolutions (the stem's is computed again) and the
-    pooled inputs of reduction cells, which keep the place of the channels that are not pooled. Padding enters only
-    where channels do not fill whole vectors. It is all that forward writes into the arena."""
+def test_saved_are_the_raw_outputs_and_their_windows(C, k, cells):
+    """What forward leaves for backward: the raw outputs of the 1x1 convolutions (the stem's is computed again) and, of
+    what reduction cells read, the maxima of windows, which keep the place of the channels that are not pooled, and the
+    two pixels of each window whose other channels are processed. Padding enters only where channels do not fill whole
+    vectors. It is all that forward writes into the arena."""
     args = arguments(B=3, spec=NetSpec(C, cells, k))
     core, (left, _), _ = run(args, True)
     wanted = saved(args[-1], args[0][:, 0].numel())
     assert core.saved_floats() == wanted == int(left.isfinite().sum())
-    assert (raw_and_pooled(SuperNet(5, *args[-1]), args[0]) == wanted) == (C % 16 == 0)
+    assert (raw_and_windows(SuperNet(5, *args[-1]), args[0]) == wanted) == (C % 16 == 0)
