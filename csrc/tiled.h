@@ -48,11 +48,13 @@ struct Raw {
     const float* from = out + row * columns + within;
     float* to = p.z + (group.first + row) * p.N + c;
     Vec s[2] = {zero(), zero()}, q[2] = {zero(), zero()};
-    for (int64_t i = 0; i < rows; ++i) {
+    const auto take = [&](int64_t i, int half) {
       const Vec value = load(from + i * columns);
       FTSO_ISA::put(to + i * p.N, past_caches, value);
-      s[i % 2] = add(s[i % 2], value), q[i % 2] = fma(value, value, q[i % 2]);
-    }
+      s[half] = add(s[half], value), q[half] = fma(value, value, q[half]);
+    };
+    for (int64_t i = 0; i + 1 < rows; i += 2) take(i, 0), take(i + 1, 1);
+    if (rows % 2) take(rows - 1, 0);
     add_to(sums + c, add(s[0], s[1])), add_to(sums + p.N + c, add(q[0], q[1]));
     if (c >= p.direct())
       put_windows(p, W, group.first + row, rows, from, columns, c - p.direct(), windows_past_caches, above);

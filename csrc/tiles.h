@@ -182,8 +182,8 @@ class TileStream {
   const float* w_;
   const int64_t blocks_, N_;
   float *left_[2], *out_[2];
-  Group waiting_, multiplied_;
-  int turn_ = 0;
+  Group groups_[3];  // in turn: made, multiplied, put away
+  int64_t turn_ = 0;
 
  public:
   const int64_t group_rows;
@@ -196,22 +196,22 @@ class TileStream {
   // `items` that its rows come to, of the group before the last, out[rows][N].
   template <typename Make, typename Items, typename Put>
   FTSO_ALWAYS_INLINE void step(Group next, Make make, Items items, Put put) {
-    const Group done = multiplied_, now = waiting_;
-    float *left = left_[turn_], *out = out_[1 - turn_];
+    groups_[turn_ % 3] = next;  // long before it is read: a load behind its own stores would wait for all others
+    const Group now = groups_[(turn_ + 2) % 3], done = groups_[(turn_ + 1) % 3];
+    float *left = left_[turn_ % 2], *out = out_[1 - turn_ % 2];
     const int64_t n = done.rows ? items(done.rows) : 0, apart = blocks_ * 3 * kTileWords;
     const int64_t steps = now.rows ? 6 * blocks_ * (whole_columns(N_) ? 1 : (N_ + 16) / 32) : 1;
     int64_t step = 0, made = 0, finished = 0;
     const auto meanwhile = [&] {
       ++step;
-      for (const int64_t to = next.rows * step / steps; made < to; ++made)
-        make(made, left + made / 16 * apart + made % 16 * kLanes);
-      for (const int64_t to = n * step / steps; finished < to; ++finished) put(done, finished, out);
+      for (; made * steps < next.rows * step; ++made) make(made, left + made / 16 * apart + made % 16 * kLanes);
+      for (; finished * steps < n * step; ++finished) put(done, finished, out);
     };
     if (now.rows)
-      multiply_columns(left_[1 - turn_], group_rows, w_, blocks_, N_, false, out_[turn_], meanwhile);
+      multiply_columns(left_[1 - turn_ % 2], group_rows, w_, blocks_, N_, false, out_[turn_ % 2], meanwhile);
     else
       meanwhile();
-    multiplied_ = now, waiting_ = next, turn_ = 1 - turn_;
+    ++turn_;
   }
   template <typename Items, typename Put>
   FTSO_ALWAYS_INLINE void drain(Items items, Put put) {
