@@ -67,21 +67,29 @@ struct Windows {
   const float *d_highest, *d_processed;
 };
 
-// Activations [pixels][K] times weights, raw: z [pixels][N]. Forward adds sums and squares (2*N doubles a chunk).
-// Backward, dz = al * g + be * z + ga is the gradient behind the batch norm, g [pixels][direct()] in memory for all
-// columns but the windows'; dw: K*N floats a chunk, or null.
-// pairs_*: that direction multiplies bfloat16 pairs (simd.h), and its weights hold pairs of their rows.
+// Columns of a raw product that are read together, and the gradient for them (null: it comes as windows): rows of n,
+// columns from c on. A reader of a third of each row would fetch two thirds.
+struct Plane {
+  int64_t c, n;
+  float* z;
+  const float* g;
+};
+
+// Activations [pixels][K] times weights, raw: z [pixels][N] in planes, the first of which may be empty. Forward adds
+// sums and squares (2*N doubles a chunk). Backward, dz = al * g + be * z + ga is the gradient behind the batch norm;
+// dw: K*N floats a chunk, or null. pairs_*: that direction multiplies bfloat16 pairs (simd.h), and its weights hold
+// pairs of their rows.
 struct Product {
   int64_t N;
   const float *w, *wt;              // [K][N] and [N][K]
   const float *w_tiles, *wt_tiles;  // the same for the tile unit, where the kernels have one and floats are multiplied
-  float* z;
+  Plane planes[2];
   double* sums;
-  const float *g, *al, *be, *ga;
+  const float *al, *be, *ga;
   float* dw;
   bool pairs_forward, pairs_backward;
-  Windows windows;
-  int64_t direct() const { return N - windows.C; }
+  Windows windows;  // of the last plane
+  const Plane& plane(int64_t column) const { return planes[column >= planes[1].c]; }
 };
 
 // FactorizedReduce on the same activations: pixels (even, even) times w fill columns [0, width), pixels (odd, odd)
@@ -118,8 +126,7 @@ struct ReducePaths {
   float* f;
   double* sums;  // of f: 2 * 2F doubles a chunk
   // backward
-  const float* d_nodes;                 // [pixels][ld_nodes] in columns node * q + channel
-  int64_t ld_nodes;                     // 3q + q rounded up, rounded up: vectors may write past 4q
+  const float* d_nodes;                 // [pixels][F] in columns node * q + channel
   const float *weights, *al, *be, *ga;  // df = al * weight * d_nodes + be * f + ga
   float* dw[2];                         // 2q * F floats a chunk, or null
 };
@@ -131,7 +138,6 @@ struct ReduceStep {
   const float *f, *scale, *shift;
   double* f_sums;  // backward: sums of the gradient for normalised f, and times f: 2 * 2F doubles a chunk
   float* d_nodes;
-  int64_t ld_nodes;
 };
 
 // Convolution 3x3, batch norm, relu and the products of the first two cells. images: NCHW.

@@ -64,17 +64,24 @@ FTSO_INLINE void put_windows(const Product& p, int64_t W, int64_t pixel, int64_t
 
 // The same for P pixels whose products lie in the caches.
 FTSO_INLINE void put_windows(const Product& p, const Shape& s, int64_t first, int64_t P, float* above) {
-  const bool past_caches = streams(s.B * s.H * s.W / 4, p.windows.C);
-  for (int64_t c = 0; c < p.windows.C; c += kLanes)
-    put_windows(p, s.W, first, P, p.z + first * p.N + p.direct() + c, p.N, c, past_caches, above);
+  const int64_t C = p.windows.C;
+  const bool past_caches = streams(s.B * s.H * s.W / 4, C);
+  for (int64_t c = 0; c < C; c += kLanes)
+    put_windows(p, s.W, first, P, p.planes[1].z + first * C + c, C, c, past_caches, above);
 }
 
 // z of a tile, with its statistics. above: for windows.
 FTSO_INLINE void consume(const Product& p, const Shape& s, int64_t chunk, int64_t first, int64_t P, Rows a, int64_t K,
-                         float* above, const Ahead& ahead = {}) {
+                         float* above, Ahead ahead = {}) {
   double* sums = p.sums + chunk * 2 * p.N;
-  product_with_statistics(streams(s.B * s.H * s.W, p.N) && !p.windows.C, a, P, p.w, p.N, K, p.N, p.z + first * p.N, p.N,
-                          {sums, sums + p.N}, ahead);
+  for (const Plane& plane : p.planes) {
+    const int64_t c = plane.c, n = plane.n;
+    if (!n) continue;
+    const bool past_caches = streams(s.B * s.H * s.W, p.N) && !(c + n == p.N && p.windows.C);
+    product_with_statistics(past_caches, a, P, p.w + c, p.N, K, n, plane.z + first * n, n, {sums + c, sums + p.N + c},
+                            ahead);
+    ahead = {};
+  }
   put_windows(p, s, first, P, above);
 }
 
@@ -95,7 +102,7 @@ FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_
   double *sum = f.p.sums + chunk * 2 * N, *square = sum + N;
   const bool past_caches = streams(s.B * s.H * s.W / 4, N) && !f.p.windows.C;
   strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
-    float* z = f.p.z + pixel * N;
+    float* z = f.p.planes[1].z + pixel * N;
     if (f.offset) {
       product_with_statistics(past_caches, a.with(even, 2 * K), Q, f.p.w, ldw, K, f.width, z, N, {sum, square});
       product_with_statistics(past_caches, a.with(odd, 2 * K), Q, f.w2, ldw, K, f.width, z + f.offset, N,
@@ -117,14 +124,14 @@ FTSO_INLINE void consume(const Strided& f, const Shape& s, int64_t chunk, int64_
 // maximum's gradient goes to the first pixel that has it.
 FTSO_INLINE void window_behind_norm(const Product& p, int64_t W, int64_t pixel, float* dz) {
   const Windows& windows = p.windows;
-  const int64_t at[4] = {0, p.N, W * p.N, (W + 1) * p.N}, window = pixel / W / 2 * (W / 2) + pixel % W / 2;
-  const float* z = p.z + pixel * p.N;
+  const int64_t at[4] = {0, 1, W, W + 1}, window = pixel / W / 2 * (W / 2) + pixel % W / 2;
+  const float* z = p.planes[1].z + pixel * windows.C;
   for (int64_t c = 0; c < windows.C; c += kLanes) {
-    const int64_t column = p.direct() + c;
+    const int64_t column = p.planes[1].c + c;
     const Vec al = load(p.al + column), be = load(p.be + column), ga = load(p.ga + column);
     Vec value[4], left = load(windows.d_highest + window * windows.C + c);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) value[i] = load(z + at[i] + column);
+    for (int i = 0; i < 4; ++i) value[i] = load(z + at[i] * windows.C + c);
     const Vec highest = max(max(value[0], value[1]), max(value[2], value[3]));
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
@@ -132,38 +139,48 @@ FTSO_INLINE void window_behind_norm(const Product& p, int64_t W, int64_t pixel, 
       left = where_equal(value[i], highest, zero(), left);
       if ((i == 0 || i == 3) && c < windows.q)
         g = add(g, keep(tail(windows.q - c), load(windows.d_processed + (2 * window + i / 3) * windows.q + c)));
-      store(dz + at[i] + column, fma(al, g, fma(be, value[i], ga)));
+      store(dz + at[i] * p.N + column, fma(al, g, fma(be, value[i], ga)));
     }
   }
 }
 
 // dz = al * g + be * z + ga of whole rows of an image.
 FTSO_INLINE void behind_norm(const Product& p, const Shape& s, int64_t first, int64_t P, float* dz) {
-  const int64_t ld = p.direct();
-  const float *g = p.g + first * ld, *z = p.z + first * p.N;
-  panels(ld, [=](auto width, int64_t c) {
-    constexpr int NV = decltype(width)::value;
-    Vec al[NV], be[NV], ga[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v)
-      al[v] = load(p.al + c + v * kLanes), be[v] = load(p.be + c + v * kLanes), ga[v] = load(p.ga + c + v * kLanes);
-    for (int64_t i = 0; i < P; ++i)
+  for (const Plane& plane : p.planes) {
+    if (!plane.g) continue;
+    const int64_t n = plane.n;
+    panels(n, [=, &p](auto width, int64_t c) {
+      constexpr int NV = decltype(width)::value;
+      const int64_t column = plane.c + c;
+      const float *g = plane.g + first * n + c, *z = plane.z + first * n + c;
+      Vec al[NV], be[NV], ga[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        const int64_t at = i * p.N + c + v * kLanes;
-        store(dz + at, fma(al[v], load(g + i * ld + c + v * kLanes), fma(be[v], load(z + at), ga[v])));
+        const int64_t at = column + v * kLanes;
+        al[v] = load(p.al + at), be[v] = load(p.be + at), ga[v] = load(p.ga + at);
       }
-  });
+      for (int64_t i = 0; i < P; ++i, g += n, z += n)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v)
+          store(dz + i * p.N + column + v * kLanes,
+                fma(al[v], load(g + v * kLanes), fma(be[v], load(z + v * kLanes), ga[v])));
+    });
+  }
   for (int64_t row = 0; p.windows.C && row < P; row += 2 * s.W)
     for (int64_t i = row; i < row + s.W; i += 2) window_behind_norm(p, s.W, first + i, dz + i * p.N);
 }
 
 // What a product's gradient reads of the tile that begins at pixel `next`.
-struct Gradients {
-  Ahead::Stream g, z;
-  Gradients(const Product& p, int64_t next)
-      : g{p.g + next * p.direct(), p.direct(), p.direct()}, z{p.z + next * p.N, p.N, p.N} {}
-};
+FTSO_INLINE Ahead gradients_ahead(const Product& p, int64_t next) {
+  Ahead ahead;
+  Ahead::Stream* stream = ahead.streams;
+  for (const Plane& plane : p.planes) {
+    const int64_t at = next * plane.n;
+    if (plane.n) *stream++ = {plane.z + at, plane.n, plane.n};
+    if (plane.n && plane.g) *stream++ = {plane.g + at, plane.n, plane.n};
+  }
+  return ahead;
+}
 
 // da[P][K] from the gradients of everything that read the tile; dz keeps them for the weight gradients. room: for dz as
 // pairs.
@@ -171,8 +188,7 @@ FTSO_INLINE void gather_gradient(const Product& p, const Shape& s, int64_t first
                                  float* room, float* da) {
   behind_norm(p, s, first, P, dz);
   const Rows d = left_operand(p.pairs_backward, dz, P, p.N, room);
-  const Gradients next(p, first + P);
-  product<Out::kStore>(d, P, p.wt, K, p.N, K, da, K, {}, {{next.g, next.z}});
+  product<Out::kStore>(d, P, p.wt, K, p.N, K, da, K, {}, gradients_ahead(p, first + P));
 }
 
 FTSO_INLINE void gather_gradient(const Strided& f, const Shape& s, int64_t first, int64_t P, int64_t K, float* dz,
@@ -182,8 +198,8 @@ FTSO_INLINE void gather_gradient(const Strided& f, const Shape& s, int64_t first
   const Rows d = left_operand(f.p.pairs_backward, dz, P / 4, N, room);
   strided_rows(s, first, P, K, [=](int64_t even, int64_t odd, int64_t pixel) {
     const int64_t at = (pixel - first / 4) * N;
-    const Gradients next(f.p, pixel + P / 4);
-    product<Out::kAdd>(d.with(at, N), Q, f.p.wt, K, f.width, K, da + even, 2 * K, {}, {{next.g, next.z}});
+    product<Out::kAdd>(d.with(at, N), Q, f.p.wt, K, f.width, K, da + even, 2 * K, {},
+                       gradients_ahead(f.p, pixel + P / 4));
     product<Out::kAdd>(d.with(at + f.offset, N), Q, f.wt2, K, f.width, K, da + odd, 2 * K);
   });
 }

@@ -34,7 +34,7 @@ struct Ahead {
     const float* at;
     int64_t ld, n;  // floats from row to row, and wanted of each
   };
-  Stream streams[3] = {};
+  Stream streams[4] = {};
   // Always inline: gcc deletes calls of a function that does nothing but prefetch.
   FTSO_ALWAYS_INLINE void ask(int64_t first, int64_t rows) const {
     for (const Stream& s : streams)

@@ -68,7 +68,7 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
     cells_[cell].source[input] = tensor, cells_[cell].column[input] = static_cast<int>(t.N);
     if (cells_[cell].reduction) t.windows_of = static_cast<int>(cell), t.input = input;
     t.parts.push_back({weight, cells_[cell].C, t.N});
-    t.N += cells_[cell].padded;
+    t.last = t.N, t.N += cells_[cell].padded;
   };
   const int stem = add_tensor({spec.B, spec.H, spec.W}, 1, stem_);
   add_part(stem, before[0], 0, 0), add_part(stem, after[0], 0, 1), add_part(stem, before[1], 1, 0);
@@ -112,15 +112,15 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
   for (size_t i = 0; i < tensors_.size(); ++i) {
     Tensor& t = tensors_[i];
     t.z = buffer(t.shape, t.N, producer[i], back(producer[i]));
-    const int64_t direct = t.N - (t.windows_of < 0 ? 0 : cells_[t.windows_of].padded);
-    if (direct) t.g = buffer(t.shape, direct, back(reader[i]), back(producer[i]));
+    if (const int64_t columns = t.windows_of < 0 ? t.N : t.last)
+      t.g = buffer(t.shape, columns, back(reader[i]), back(producer[i]));
   }
   for (size_t i = 0; i < cells_.size(); ++i) {
     Cell& c = cells_[i];
     if (!c.reduction) continue;
-    const int64_t paths = c.stage, nodes = c.stage + 1, ld = padded(3 * c.q + padded(c.q));
+    const int64_t paths = c.stage, nodes = c.stage + 1;
     c.f = buffer(c.out, 2 * c.F, paths, back(paths));
-    c.d_nodes = buffer(c.out, ld, back(nodes), back(paths));
+    c.d_nodes = buffer(c.out, c.F, back(nodes), back(paths));
     for (int input = 0; input < 2; ++input) {
       const int64_t written = producer[c.source[input]];
       c.highest[input] = buffer(c.out, c.padded, written, back(nodes));

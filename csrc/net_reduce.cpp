@@ -13,6 +13,7 @@ FTSO_INLINE void activate(const ReducePaths& r, const Source& x, int64_t first, 
   const float* z = x.z + first * x.ld;
   for (int64_t i = 0; i < 2 * P; ++i)
     for (int64_t c = 0; c < r.q; c += kLanes) {
+      prefetch(z + (i + 2 * kAhead) * r.q + c);
       const Vec value = fma(load(z + i * r.q + c), load(x.scale + c), load(x.shift + c));
       store(a + i * r.q + c, max(value, zero()));
     }
@@ -184,7 +185,8 @@ struct Unreduce {
     for (int j = 0; j < 4; ++j)  // in order: what a vector writes too far is overwritten
       for (int v = 0; v * kLanes < r.q; ++v) {
         const Vec grad = u[j].at[v];
-        store(r.d_nodes + pixel * r.ld_nodes + j * r.q + v * kLanes, grad);
+        const int64_t column = j * r.q + v * kLanes;
+        store_part(r.d_nodes + pixel * r.F + column, grad, r.F - column);
         float* s = sums.nodes.of(j, v);
         add_to(s, grad);
         for (int input = 0; input < 2; ++input) {
@@ -237,6 +239,7 @@ void reduce_beside_tiles(const ReduceStep& r, int64_t chunk, float* scratch) {
 FTSO_INLINE void put_processed(const ReducePaths& r, const Source& x, int64_t first, int64_t P, const float* a,
                                const float* da, float* sums, int64_t chunk) {
   const int64_t n = 2 * r.q;
+  const bool past_caches = n % kLanes == 0 && streams(r.shape.B * r.shape.H * r.shape.W, n);
   double* to = x.sums + chunk * 2 * x.columns;
   every_run(P, [&](int64_t run, int64_t size) {
     for (int64_t c = 0; c < n; c += kLanes) {
@@ -244,7 +247,8 @@ FTSO_INLINE void put_processed(const ReducePaths& r, const Source& x, int64_t fi
       Vec s = zero(), q = zero();
       for (int64_t i = run; i < run + size; ++i) {
         const Vec value = load_part(a + i * n + c, there), d = where_positive(value, load(da + i * r.X + c));
-        store_part(x.g + (first + i) * n + c, d, there);
+        float* at = x.g + (first + i) * n + c;
+        past_caches ? stream(at, d) : store_part(at, d, there);
         s = add(s, d), q = fma(d, value, q);
       }
       store(sums + c, s), store(sums + r.X + c, q);
@@ -328,9 +332,11 @@ const char* reduce_paths_bwd(const ReducePaths& r, int64_t chunk, float* scratch
       for (int64_t c = 0; c < r.F; c += kLanes) {
         const int64_t column = input * r.F + c;
         const Vec al = load(als + column), be = load(r.be + column), ga = load(r.ga + column);
-        const float *f = r.f + first * 2 * r.F + column, *nodes = r.d_nodes + first * r.ld_nodes + c;
-        for (int64_t i = 0; i < P; ++i)
-          store(df + i * r.F + c, fma(al, load(nodes + i * r.ld_nodes), fma(be, load(f + i * 2 * r.F), ga)));
+        const float *f = r.f + first * 2 * r.F + column, *nodes = r.d_nodes + first * r.F + c;
+        for (int64_t i = 0; i < P; ++i, nodes += r.F, f += 2 * r.F) {
+          prefetch(nodes + kAhead * r.F), prefetch(f + kAhead * 2 * r.F);
+          store(df + i * r.F + c, fma(al, load(nodes), fma(be, load(f), ga)));
+        }
       }
       activate(r, x, first, P, a);
       if (x.g) {

@@ -53,14 +53,15 @@ Product SkipNet::product(const Run& run, int tensor, bool with_weights) {
                run.at(c.d_highest[t.input]),
                run.at(c.d_processed[t.input])};
   }
+  const int64_t apart = pixels(t.shape) * t.last;
+  float *z = run.at(t.z), *g = run.at(t.g);
   return {t.N,
           t.w.data(),
           t.wt.data(),
           data_or_null(t.w_tiles),
           data_or_null(t.wt_tiles),
-          run.at(t.z),
+          {{0, t.last, z, g}, {t.last, t.N - t.last, z + apart, windows.C ? nullptr : g + apart}},
           t.sums.data(),
-          run.at(t.g),
           t.al.data(),
           t.be.data(),
           t.ga.data(),
@@ -73,12 +74,14 @@ Product SkipNet::product(const Run& run, int tensor, bool with_weights) {
 Source SkipNet::source(const Run& run, const Cell& c, int input) {
   Tensor& t = tensors_[c.source[input]];
   const int64_t column = c.column[input];
-  return {run.at(t.z) + column,
-          t.N,
+  const bool last = column == t.last;
+  const int64_t at = last ? pixels(t.shape) * t.last : column, ld = last ? t.N - t.last : t.last;
+  return {run.at(t.z) + at,
+          ld,
           t.scale.data() + column,
           t.shift.data() + column,
-          run.wants(c.source[input]) ? run.at(t.g) + column : nullptr,
-          t.g < 0 ? 0 : buffers_[t.g].columns,
+          run.wants(c.source[input]) ? run.at(t.g) + at : nullptr,
+          ld,
           t.back_sums.data() + column,
           t.N};
 }
@@ -123,7 +126,7 @@ ReducePaths SkipNet::reduce_paths(const Run& run, Cell& c) {
     r.dw[i] = run.weights ? c.dw[i].data() : nullptr;
   }
   r.f = run.at(c.f), r.sums = c.sums.data();
-  r.d_nodes = run.at(c.d_nodes), r.ld_nodes = buffers_[c.d_nodes].columns;
+  r.d_nodes = run.at(c.d_nodes);
   r.weights = run.edges[1], r.al = c.al.data(), r.be = c.be.data(), r.ga = c.ga.data();
   return r;
 }
@@ -134,7 +137,7 @@ ReduceStep SkipNet::reduce_step(const Run& run, size_t index) {
   r.cell = cell_step(run, index);
   r.q = c.q, r.F = c.F;
   r.f = run.at(c.f), r.scale = c.scale.data(), r.shift = c.shift.data();
-  r.f_sums = c.back_sums.data(), r.d_nodes = run.at(c.d_nodes), r.ld_nodes = buffers_[c.d_nodes].columns;
+  r.f_sums = c.back_sums.data(), r.d_nodes = run.at(c.d_nodes);
   return r;
 }
 

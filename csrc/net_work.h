@@ -16,6 +16,8 @@ inline double of_windows(const Product& p, double pixels, bool backward) {
   return pixels / 4 * static_cast<double>(p.windows.C + (backward ? 2 * p.windows.q : 0));
 }
 
+inline double gradient_columns(const Product& p) { return static_cast<double>(p.N - p.windows.C); }
+
 // The products that read a cell's output; backward their gradients for it, and for the weights where wanted.
 inline SkipNet::Work work_of_readers(const CellStep& c, bool backward) {
   const double P = count(c.shape), K = static_cast<double>(c.K);
@@ -23,7 +25,7 @@ inline SkipNet::Work work_of_readers(const CellStep& c, bool backward) {
   const double flops = 2 * P * K * N + P * K * static_cast<double>(c.strided.width);
   double rows = P * N + P / 4 * S;
   rows += of_windows(c.product, P, backward) + of_windows(c.strided.p, P / 4, backward);
-  if (backward) rows += P * static_cast<double>(c.product.direct()) + P / 4 * static_cast<double>(c.strided.p.direct());
+  if (backward) rows += P * gradient_columns(c.product) + P / 4 * gradient_columns(c.strided.p);
   return {flops * (backward && c.product.dw ? 2 : 1), 4 * rows};
 }
 
@@ -33,7 +35,7 @@ inline SkipNet::Work work_of(const CellStep& c, bool backward) {
 }
 
 inline SkipNet::Work work_of(const ReduceStep& r, bool backward) {
-  const double paths = static_cast<double>(2 * r.F + (backward ? r.ld_nodes : 0));
+  const double paths = static_cast<double>((backward ? 3 : 2) * r.F);
   return work_of(r.cell, backward) + SkipNet::Work{0, 4 * count(r.cell.shape) * paths};
 }
 
@@ -45,7 +47,7 @@ inline SkipNet::Work work_of(const ReducePaths& r, bool backward) {
     const double gradient = r.x[i].g ? 1 : 0, weights = r.dw[i] ? 1 : 0;
     if (gradient + weights > 0)
       total = total + SkipNet::Work{2 * Q * F * (gradient * static_cast<double>(r.X) + weights * 2 * q),
-                                    4 * Q * (F + static_cast<double>(r.ld_nodes) + 2 * q * (1 + gradient))};
+                                    4 * Q * (2 * F + 2 * q * (1 + gradient))};
   }
   return total;
 }
@@ -58,9 +60,10 @@ inline SkipNet::Work work_of_covariance(const StemStep& s) {
 
 // Backward computes the convolution once more, and its weights' gradient beside the product's two.
 inline SkipNet::Work work_of(const StemStep& s, bool backward) {
-  const int64_t passes = backward ? 2 : 1, rows = s.channels + s.product.N + (backward ? s.product.direct() : 0);
+  const int64_t passes = backward ? 2 : 1;
+  const double rows = static_cast<double>(s.channels + s.product.N) + (backward ? gradient_columns(s.product) : 0);
   return {2 * count(s.shape) * static_cast<double>(passes * s.S * (s.K + s.product.N)),
-          4 * (count(s.shape) * static_cast<double>(rows) + of_windows(s.product, count(s.shape), backward))};
+          4 * (count(s.shape) * rows + of_windows(s.product, count(s.shape), backward))};
 }
 
 }  // namespace ftso

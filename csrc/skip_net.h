@@ -68,7 +68,7 @@ class SkipNet {
   // A raw product with its batch norm: columns are grouped by consumer.
   struct Tensor {
     Shape shape;
-    int64_t N = 0;                         // padded columns
+    int64_t N = 0, last = 0;               // padded columns; those of the last part begin here
     int64_t groups = 1, width = 0, K = 0;  // the activations: groups of `width` channels, K padded in all
     std::vector<Part> parts;
     bool strided = false;

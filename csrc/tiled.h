@@ -46,18 +46,19 @@ struct Raw {
     const int64_t vectors = columns / kLanes, row = item / vectors * 16, within = item % vectors * kLanes;
     const int64_t rows = group.rows - row < 16 ? group.rows - row : 16, c = first_column + within;
     const float* from = out + row * columns + within;
-    float* to = p.z + (group.first + row) * p.N + c;
+    const Plane& plane = p.plane(c);
+    float* to = plane.z + (group.first + row) * plane.n + c - plane.c;
     Vec s[2] = {zero(), zero()}, q[2] = {zero(), zero()};
     const auto take = [&](int64_t i, int half) {
       const Vec value = load(from + i * columns);
-      FTSO_ISA::put(to + i * p.N, past_caches, value);
+      FTSO_ISA::put(to + i * plane.n, past_caches, value);
       s[half] = add(s[half], value), q[half] = fma(value, value, q[half]);
     };
     for (int64_t i = 0; i + 1 < rows; i += 2) take(i, 0), take(i + 1, 1);
     if (rows % 2) take(rows - 1, 0);
     add_to(sums + c, add(s[0], s[1])), add_to(sums + p.N + c, add(q[0], q[1]));
-    if (c >= p.direct())
-      put_windows(p, W, group.first + row, rows, from, columns, c - p.direct(), windows_past_caches, above);
+    if (p.windows.C && c >= p.planes[1].c)
+      put_windows(p, W, group.first + row, rows, from, columns, c - p.planes[1].c, windows_past_caches, above);
   }
 };
 
@@ -193,15 +194,17 @@ FTSO_INLINE void every_pixel_backward(const CellStep& c, int64_t chunk, float* m
       stream.step(
           {first + r, n},
           [&](int64_t row, float* left) {
-            const int64_t t = r + row, pixel = first + t, direct = p.direct();
-            const float *g = p.g + pixel * direct, *z = p.z + pixel * N;
+            const int64_t t = r + row, pixel = first + t;
             float *behind = dz + t * N, *kept = weights ? behind : nullptr;
             if (p.windows.C && t % 2 == 0 && t / c.shape.W % 2 == 0) window_behind_norm(p, c.shape.W, pixel, behind);
             store_row(left, N, [=, &p](int64_t k) {
-              prefetch(z + kAhead * N + k);
-              if (k >= direct) return load(behind + k);
-              prefetch(g + kAhead * direct + k);
-              const Vec v = fma(load(p.al + k), load(g + k), fma(load(p.be + k), load(z + k), load(p.ga + k)));
+              const Plane& plane = p.plane(k);
+              const int64_t n = plane.n, at = pixel * n + k - plane.c;
+              prefetch(plane.z + at + kAhead * n);
+              if (!plane.g) return load(behind + k);
+              prefetch(plane.g + at + kAhead * n);
+              const Vec v =
+                  fma(load(p.al + k), load(plane.g + at), fma(load(p.be + k), load(plane.z + at), load(p.ga + k)));
               if (kept) store(kept + k, v);
               return v;
             });
