@@ -26,7 +26,8 @@ constexpr int kTile = 256;  // pixels that travel through a cycle together
 // instruction set that was compiled into it.
 struct Kernels {
   const char* isa;
-  bool tiles;  // products of floats want their weights for the tile unit (tiles.h)
+  // w [K][N] as a right operand of the tile unit (tiles.h), thirds_floats(K, N); null where the kernels have none.
+  void (*split)(const float* w, int64_t K, int64_t N, float* tiles);
   const char* (*skip_cell_fwd)(const SkipCell&, int64_t begin, int64_t end, const float* x0, const float* x1,
                                const float* weights, float* out);
   // grad_x0, grad_x1, dots may be null: what nobody asked for is not computed. dots: 14 doubles an image, the

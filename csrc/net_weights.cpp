@@ -7,11 +7,14 @@
 
 namespace ftso {
 
-template <typename Move>  // move(activation row k, output row o) for one part of a product
+// move(activation row k, output row o) for one part of a product, in squares: one side is the other's transpose.
+template <typename Move>
 static void every_weight(int64_t groups, int64_t width, int64_t rows, Move move) {
-  for (int64_t o = 0; o < rows; ++o)
+  for (int64_t first = 0; first < rows; first += kLanes)
     for (int64_t g = 0; g < groups; ++g)
-      for (int64_t c = 0; c < width; ++c) move(g * padded(width) + c, o, (o * groups + g) * width + c);
+      for (int64_t c = 0; c < width; ++c)
+        for (int64_t o = first; o < std::min(rows, first + kLanes); ++o)
+          move(g * padded(width) + c, o, (o * groups + g) * width + c);
 }
 
 // Puts a weight into a product's right operand [rows][ld]: as a float, or rounded into the pair of its row.
@@ -24,33 +27,6 @@ static void place(float* w, int64_t ld, int64_t row, int64_t column, float value
   std::memcpy(&bits, &value, sizeof bits);
   const uint16_t rounded = static_cast<uint16_t>(bf16_bits(bits));
   std::memcpy(reinterpret_cast<char*>(w + row / 2 * ld + column) + row % 2 * 2, &rounded, sizeof rounded);
-}
-
-// w [K][N] as a right operand of the tile unit (tiles.h): thirds, rounded to nearest. A word holds two rows' values.
-static void split(const Aligned<float>& w, int64_t K, int64_t N, Aligned<float>& tiles) {
-  tiles.resize(thirds_floats(K, N));
-  const int64_t column = thirds_floats(K, kLanes);
-  for (int64_t block = 0; block < inner_blocks(K); ++block)
-    for (int64_t i = 0; i < kInner / 2; ++i)
-      for (int64_t n = 0; n < N; n += kLanes) {
-        float rest[2][kLanes] = {};
-        for (int64_t h = 0; h < 2; ++h)
-          if (const int64_t k = block * kInner + h * kInner / 2 + i; k < K)
-            std::memcpy(rest[h], w.data() + k * N + n, sizeof rest[h]);
-        float* word = tiles.data() + n / kLanes * column + block * 3 * kTileWords + i * kLanes;
-        for (int64_t third = 0; third < 3; ++third, word += kTileWords) {
-          uint32_t upper[2][kLanes], both[kLanes];
-          float value[2][kLanes];
-          std::memcpy(upper, rest, sizeof upper);
-          for (int64_t h = 0; h < 2; ++h)
-            for (int l = 0; l < kLanes; ++l) upper[h][l] = bf16_bits(upper[h][l]) << 16;
-          std::memcpy(value, upper, sizeof value);
-          for (int64_t h = 0; h < 2; ++h)
-            for (int l = 0; l < kLanes; ++l) rest[h][l] -= value[h][l];
-          for (int l = 0; l < kLanes; ++l) both[l] = upper[0][l] >> 16 | upper[1][l];
-          std::memcpy(word, both, sizeof both);
-        }
-      }
 }
 
 void SkipNet::pack(Tensor& t, const float* const* weights) {
@@ -77,20 +53,17 @@ void SkipNet::pack(Tensor& t, const float* const* weights) {
 
 // For the tile unit, where floats are multiplied: a FactorizedReduce's only if its halves are whole vectors.
 void SkipNet::split_all(Tensor& t) const {
-  for (auto* tiles : {&t.w_tiles, &t.wt_tiles, &t.w2_tiles, &t.wt2_tiles}) tiles->clear();
-  if (!kernels().tiles || (t.strided && !t.offset)) return;
   const int64_t N = t.strided ? t.split : t.N;
-  if (spec_.precision != kBf16) {
-    split(t.w, t.K, N, t.w_tiles);
-    if (t.strided) split(t.w2, t.K, N, t.w2_tiles);
-  }
-  if (spec_.precision == kFloat32) {
-    split(t.wt, N, t.K, t.wt_tiles);
-    if (t.strided) split(t.wt2, N, t.K, t.wt2_tiles);
-  }
+  const auto split = [&](bool wanted, const Aligned<float>& w, int64_t K, int64_t columns, Aligned<float>& tiles) {
+    tiles.resize(wanted && kernels().split && (!t.strided || t.offset) ? thirds_floats(K, columns) : 0);
+    if (!tiles.empty()) kernels().split(w.data(), K, columns, tiles.data());
+  };
+  const bool forward = spec_.precision != kBf16, backward = spec_.precision == kFloat32;
+  split(forward, t.w, t.K, N, t.w_tiles), split(forward && t.strided, t.w2, t.K, N, t.w2_tiles);
+  split(backward, t.wt, N, t.K, t.wt_tiles), split(backward && t.strided, t.wt2, N, t.K, t.wt2_tiles);
 }
 
-// Adds the chunks of a partial up, in place of the first.
+// Adds the chunks of a partial up, in place of the first. They come from memory: the next is asked for ahead.
 static void add_chunks(Partials<float>& partial) {
   constexpr int64_t kBlock = 512;
   const int64_t n = static_cast<int64_t>(partial.size()) / kChunks;
@@ -98,8 +71,12 @@ static void add_chunks(Partials<float>& partial) {
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t size = std::min(kBlock, n - first);
     std::fill(total, total + size, 0.0);
-    for (int64_t c = 0; c < kChunks; ++c)
-      for (int64_t i = 0; i < size; ++i) total[i] += partial[c * n + first + i];
+    for (int64_t c = 0; c < kChunks; ++c) {
+      const float* chunk = partial.data() + c * n + first;
+      const float* next = c + 1 < kChunks ? chunk + n : partial.data() + first + size;
+      for (int64_t i = 0; i < size; i += kLanes) __builtin_prefetch(next + i);
+      for (int64_t i = 0; i < size; ++i) total[i] += chunk[i];
+    }
     for (int64_t i = 0; i < size; ++i) partial[first + i] = static_cast<float>(total[i]);
   }
 }
@@ -140,13 +117,13 @@ static void every_stem_weight(int64_t out, int64_t in, Move move) {
       for (int64_t yx = 0; yx < 9; ++yx) move(yx * in + i, o, (o * in + i) * 9 + yx);
 }
 
-// work(i) for tensors and cells; the largest of them are a third of it all.
+// work(i) for tensors and cells, the last tensors first: the largest of them is a third of it all.
 template <typename Tensors, typename Cells, typename OfTensor, typename OfCell>
 static void for_all(Tensors& tensors, Cells& cells, int threads, OfTensor of_tensor, OfCell of_cell) {
   const int64_t n = static_cast<int64_t>(tensors.size()), m = static_cast<int64_t>(cells.size());
   over_chunks_of_work(n + m, threads, [&](int64_t i) {
     if (i < n)
-      of_tensor(tensors[i]);
+      of_tensor(tensors[n - 1 - i]);
     else if (cells[i - n].reduction)
       of_cell(cells[i - n]);
   });

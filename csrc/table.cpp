@@ -28,6 +28,7 @@ FTSO_KERNEL(mix_bwd);
 }  // namespace FTSO_OTHERS
 namespace FTSO_ISA {
 
+FTSO_KERNEL(split);
 FTSO_KERNEL(stem_covariance);
 FTSO_KERNEL(stem_fwd);
 FTSO_KERNEL(stem_bwd);
@@ -41,7 +42,7 @@ FTSO_KERNEL(fma_peak);
 
 extern const Kernels kernels;
 const Kernels kernels = {compiled_isa,
-                         kTiles,
+                         kTiles ? split : nullptr,
                          FTSO_OTHERS::skip_cell_fwd,
                          FTSO_OTHERS::skip_cell_bwd,
                          stem_covariance,
