@@ -231,7 +231,7 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
     }
     finish(c.product), finish(c.strided);
   }
-  classify(weights, logits);
+  classify(weights, logits, threads);
   return launches_.front().isa;
 }
 
@@ -240,7 +240,7 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
                               float* d_edges_normal, float* d_edges_reduce, float* const* d_weights, int threads) {
   const Kernels& isa = kernels();
   std::fill(dots_.begin(), dots_.end(), 0.0);
-  unclassify(weights, d_logits, d_weights);
+  unclassify(weights, d_logits, d_weights, threads);
   const bool with_weights = d_weights != nullptr, with_edges = d_edges_normal || d_edges_reduce;
   const Run run{memory,
                 &plan(with_weights).offsets,

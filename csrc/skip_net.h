@@ -123,8 +123,8 @@ class SkipNet {
   void pack_all(const float* const* weights, int threads);
   void unpack_all(const float* const* weights, float* const* d_weights, int threads);
   void unpack_stem(const float* const* weights, float* const* d_weights) const;
-  void classify(const float* const* weights, float* logits) const;
-  void unclassify(const float* const* weights, const float* d_logits, float* const* d_weights);
+  void classify(const float* const* weights, float* logits, int threads) const;
+  void unclassify(const float* const* weights, const float* d_logits, float* const* d_weights, int threads);
   void finish_stem(const float* const* weights);
 
   Product product(const Run& run, int tensor, bool with_weights);
