@@ -215,7 +215,9 @@ class _SkipNet(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        normal, reduce, *weights = _SkipNetBackward.apply(ctx.lease, ctx.needs, grad, *ctx.saved_tensors)
+        arguments = ctx.lease, ctx.needs, grad, *ctx.saved_tensors
+        again = torch.is_grad_enabled()  # somebody may differentiate the gradient
+        normal, reduce, *weights = _SkipNetBackward.apply(*arguments) if again else _run_backward(*arguments)
         wanted = zip(weights, ctx.needs_input_grad[5:], strict=True)
         return None, normal, reduce, None, None, *(g if need else None for g, need in wanted)
 
@@ -227,26 +229,7 @@ class _SkipNetBackward(torch.autograd.Function):
     def forward(
         ctx: Any, lease: _Lease, needs: tuple[bool, bool, bool], grad: Tensor, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
-        if not lease.intact:  # a second backward pass: the first has used up what forward left
-            _run_forward(lease, needs, tensors)
-        lease.intact = False
-        images, normal, reduce, *weights = (t.contiguous() for t in tensors)
-        grad = grad.contiguous()
-        edges = [torch.empty_like(e) if need else None for e, need in zip((normal, reduce), needs[:2], strict=True)]
-        d_weights = [torch.empty_like(w) if needs[2] else None for w in weights]
-        lease.workspace.net.backward(
-            lease.workspace.arena.data_ptr(),
-            images.data_ptr(),
-            [w.data_ptr() for w in weights],
-            normal.data_ptr(),
-            reduce.data_ptr(),
-            grad.data_ptr(),
-            *(0 if e is None else e.data_ptr() for e in edges),
-            [d.data_ptr() for d in d_weights if d is not None],
-            torch.get_num_threads(),
-        )
-        record(lease.workspace.net)
-        return *edges, *d_weights
+        return _run_backward(lease, needs, grad, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
@@ -272,6 +255,31 @@ def _run_forward(lease: _Lease, needs: tuple[bool, bool, bool], tensors: Sequenc
     record(lease.workspace.net)
     lease.intact = True
     return logits
+
+
+def _run_backward(
+    lease: _Lease, needs: tuple[bool, bool, bool], grad: Tensor, *tensors: Tensor
+) -> tuple[Tensor | None, ...]:
+    if not lease.intact:  # a second backward pass: the first has used up what forward left
+        _run_forward(lease, needs, tensors)
+    lease.intact = False
+    images, normal, reduce, *weights = (t.contiguous() for t in tensors)
+    grad = grad.contiguous()
+    edges = [torch.empty_like(e) if need else None for e, need in zip((normal, reduce), needs[:2], strict=True)]
+    d_weights = [torch.empty_like(w) if needs[2] else None for w in weights]
+    lease.workspace.net.backward(
+        lease.workspace.arena.data_ptr(),
+        images.data_ptr(),
+        [w.data_ptr() for w in weights],
+        normal.data_ptr(),
+        reduce.data_ptr(),
+        grad.data_ptr(),
+        *(0 if e is None else e.data_ptr() for e in edges),
+        [d.data_ptr() for d in d_weights if d is not None],
+        torch.get_num_threads(),
+    )
+    record(lease.workspace.net)
+    return *edges, *d_weights
 
 
 flat_weights = on_first_call("weight_step_gpu", "FlatWeights")
