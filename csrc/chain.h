@@ -21,8 +21,8 @@ static inline __attribute__((always_inline)) uint32_t bf16_bits(uint32_t bits) {
 
 // Operands of the tile unit (tiles.h): floats of a tile, values of the inner dimension in a block of tiles.
 constexpr int64_t kTileWords = 256, kInner = 32;
-static inline int64_t inner_blocks(int64_t K) { return (K + kInner - 1) / kInner; }
-static inline int64_t thirds_floats(int64_t K, int64_t N) { return 3 * kTileWords * inner_blocks(K) * (N / kLanes); }
+static constexpr int64_t inner_blocks(int64_t K) { return (K + kInner - 1) / kInner; }
+static constexpr int64_t thirds_floats(int64_t K, int64_t N) { return 3 * kTileWords * inner_blocks(K) * (N / kLanes); }
 // Scratch of a TileStream of a product [K][N]: two left operands and two results of a group of pixels.
 constexpr int64_t kGroup = 32;
 static inline int64_t tile_stream_floats(int64_t K, int64_t N) { return 2 * (thirds_floats(K, kGroup) + kGroup * N); }
@@ -146,6 +146,7 @@ struct StemStep {
   int64_t channels, K, S;  // image channels; 9 * channels; stem channels rounded up
   const float* images;
   const float *w, *scale, *shift;  // [K][S]
+  const float* w_tiles;            // w for the tile unit; null where nothing was packed for one
   double* covariance;              // of patch and 1: (K + 1) * pad(K + 1) doubles a chunk
   Product product;
   double* sums;  // backward: of the gradient, and times the raw output: 2 * S doubles a chunk

@@ -145,7 +145,8 @@ StemStep SkipNet::stem_step(const Run& run) {
   StemStep s{};
   s.shape = {spec_.B, spec_.H, spec_.W};
   s.channels = spec_.in_channels, s.K = 9 * spec_.in_channels, s.S = stem_padded_;
-  s.images = run.images, s.w = stem_w_.data(), s.scale = stem_scale_.data(), s.shift = stem_shift_.data();
+  s.images = run.images, s.w = stem_w_.data(), s.w_tiles = data_or_null(stem_w_tiles_);
+  s.scale = stem_scale_.data(), s.shift = stem_shift_.data();
   s.covariance = patches_.data(), s.product = product(run, 0, run.weights);
   s.sums = stem_sums_.data(), s.dw = stem_dw_.data();
   return s;

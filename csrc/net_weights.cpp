@@ -51,14 +51,17 @@ void SkipNet::pack(Tensor& t, const float* const* weights) {
   split_all(t);
 }
 
-// For the tile unit, where floats are multiplied: a FactorizedReduce's only if its halves are whole vectors.
+// w [K][N] for the tile unit where there is one; else nothing.
+static void split(bool wanted, const Aligned<float>& w, int64_t K, int64_t N, Aligned<float>& tiles) {
+  tiles.resize(wanted && kernels().split ? thirds_floats(K, N) : 0);
+  if (!tiles.empty()) kernels().split(w.data(), K, N, tiles.data());
+}
+
+// Where floats are multiplied: a FactorizedReduce's only if its halves are whole vectors.
 void SkipNet::split_all(Tensor& t) const {
   const int64_t N = t.strided ? t.split : t.N;
-  const auto split = [&](bool wanted, const Aligned<float>& w, int64_t K, int64_t columns, Aligned<float>& tiles) {
-    tiles.resize(wanted && kernels().split && (!t.strided || t.offset) ? thirds_floats(K, columns) : 0);
-    if (!tiles.empty()) kernels().split(w.data(), K, columns, tiles.data());
-  };
-  const bool forward = spec_.precision != kBf16, backward = spec_.precision == kFloat32;
+  const bool whole = !t.strided || t.offset;
+  const bool forward = whole && spec_.precision != kBf16, backward = whole && spec_.precision == kFloat32;
   split(forward, t.w, t.K, N, t.w_tiles), split(forward && t.strided, t.w2, t.K, N, t.w2_tiles);
   split(backward, t.wt, N, t.K, t.wt_tiles), split(backward && t.strided, t.wt2, N, t.K, t.wt2_tiles);
 }
@@ -132,6 +135,7 @@ static void for_all(Tensors& tensors, Cells& cells, int threads, OfTensor of_ten
 void SkipNet::pack_all(const float* const* weights, int threads) {
   every_stem_weight(stem_, spec_.in_channels,
                     [&](int64_t k, int64_t o, int64_t from) { stem_w_[k * stem_padded_ + o] = weights[0][from]; });
+  split(spec_.precision != kBf16, stem_w_, 9 * spec_.in_channels, stem_padded_, stem_w_tiles_);
   for_all(
       tensors_, cells_, threads, [&](Tensor& t) { pack(t, weights); },
       [&](Cell& c) {

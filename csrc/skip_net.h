@@ -150,7 +150,7 @@ class SkipNet {
   Aligned<double> patches_, covariance_;
   Aligned<double> dots_, stem_mean_, stem_rstd_, stem_sums_;
   Aligned<float> pooled_, d_pooled_;  // [B][4 * padded channels]
-  Aligned<float> stem_w_, stem_scale_, stem_shift_;
+  Aligned<float> stem_w_, stem_w_tiles_, stem_scale_, stem_shift_;
   Partials<float> stem_dw_;
 };
 
