@@ -60,7 +60,7 @@ struct Block {
   // Activations of channel c of image b.
   FTSO_APART void put_image(Images g, int64_t b, int64_t c) const {
     const Normalise normal = normalise(c);
-    const auto relu = [=](Vec v) { return max(zero(), normal(v)); };
+    const auto relu = [=](Vec v) { return rectified(normal(v)); };
     const float* from = x(b, c);
     const int64_t next = ahead_of(s.x, b, g, kUnit);
     if constexpr (PAIR) {
@@ -76,7 +76,7 @@ struct Block {
   }
   FTSO_APART void put_depthwise(Images g, int64_t b, int64_t c, float* out) const {
     const Normalise normal = normalise(c);
-    const auto relu = [=](Vec v) { return max(zero(), normal(v)); };
+    const auto relu = [=](Vec v) { return rectified(normal(v)); };
     const float* from = x(b, c);
     const int64_t Wo = s.Wo, n = Q, next = ahead_of(s.x, b, g, kUnit);
     if constexpr (PAIR) {

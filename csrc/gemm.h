@@ -77,7 +77,7 @@ FTSO_INLINE void product_block(Rows a, const float* w, int64_t ldw, int64_t K, f
       float* at = out + i * ldo + v * kLanes;
       Vec value = acc[i][v];
       if (OUT == Out::kRelu)
-        value = max(fma(value, load(finish.scale + v * kLanes), load(finish.shift + v * kLanes)), zero());
+        value = rectified(fma(value, load(finish.scale + v * kLanes), load(finish.shift + v * kLanes)));
       OUT == Out::kStreamStats ? stream(at, value) : store(at, value);
     }
   if (OUT == Out::kStats || OUT == Out::kStreamStats)

@@ -20,7 +20,7 @@ void mix_tile(const CellStep& c, int64_t first, int64_t P, bool relu, float* a) 
     mix(b, permutation, n, x);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j)
-      FTSO_EACH(v) store(a + p * c.K + (j * (V ? V : n) + v) * kLanes, max(x[j + 2].at[v], floor));
+      FTSO_EACH(v) store(a + p * c.K + (j * (V ? V : n) + v) * kLanes, max(floor, x[j + 2].at[v]));
   }
 }
 
@@ -70,7 +70,7 @@ struct Unmix {
         const int64_t at = (j * (V ? V : n) + v) * kLanes;
         const Vec grad = load(da + at);
         d[j + 2].at[v] = relu ? where_positive(x[j + 2].at[v], grad) : grad;
-        if (a) store(a + at, max(x[j + 2].at[v], zero()));
+        if (a) store(a + at, rectified(x[j + 2].at[v]));
       }
 #pragma GCC unroll 4
     for (int j = 5; j >= 2; --j) {

@@ -15,7 +15,7 @@ FTSO_INLINE void activate(const ReducePaths& r, const Source& x, int64_t first, 
     for (int64_t c = 0; c < r.q; c += kLanes) {
       prefetch(z + (i + 2 * kAhead) * r.q + c);
       const Vec value = fma(load(z + i * r.q + c), load(x.scale + c), load(x.shift + c));
-      store(a + i * r.q + c, max(value, zero()));
+      store(a + i * r.q + c, rectified(value));
     }
 }
 
@@ -90,7 +90,7 @@ void reduce_tile(const ReduceStep& r, int64_t first, int64_t P, bool relu, float
     nodes.mix(first + p, paths, x);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j)
-      FTSO_EACH(v) store(a + p * r.cell.K + (j * (V ? V : n) + v) * kLanes, max(x[j].at[v], floor));
+      FTSO_EACH(v) store(a + p * r.cell.K + (j * (V ? V : n) + v) * kLanes, max(floor, x[j].at[v]));
   }
 }
 
@@ -157,7 +157,7 @@ struct Unreduce {
         const int64_t at = (j * (V ? V : n) + v) * kLanes;
         const Vec grad = load(da + at);
         d[j].at[v] = relu ? where_positive(x[j].at[v], grad) : grad;
-        if (a) store(a + at, max(x[j].at[v], zero()));
+        if (a) store(a + at, rectified(x[j].at[v]));
       }
 #pragma GCC unroll 4
     for (int j = 3; j >= 0; --j) {

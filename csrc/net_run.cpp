@@ -184,7 +184,9 @@ void SkipNet::finish_stem(const float* const* weights) {
       for (int64_t j = 0; j < K; ++j) square += w * stem_w_[j * stem_padded_ + o] * covariance_[i * ld + j];
     }
     mean /= n;
-    const double r = 1 / std::sqrt(std::max(square / n - mean * mean, 0.0) + kEps), scale = r * weights[1][o];
+    const double variance = square / n - mean * mean;  // no number where patches are beyond float32: without bound
+    const double r = std::isfinite(variance) ? 1 / std::sqrt(std::max(variance, 0.0) + kEps) : 0;
+    const double scale = r * weights[1][o];
     stem_mean_[o] = mean, stem_rstd_[o] = r;
     stem_scale_[o] = static_cast<float>(scale), stem_shift_[o] = static_cast<float>(weights[2][o] - mean * scale);
   }

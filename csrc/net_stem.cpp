@@ -107,7 +107,7 @@ void convolve_beside_tiles(const StemStep& s, int64_t chunk, float* scratch) {
         if (g == 0) return;
         for (const int64_t to = made + 3 < kPixels ? made + 3 : kPixels; made < to; ++made) {
           const auto value = [&](int v) {
-            return max(fma(load(x + made * kColumns + v * kLanes), scale[v], shift[v]), zero());
+            return rectified(fma(load(x + made * kColumns + v * kLanes), scale[v], shift[v]));
           };
           store_thirds(left + made * kLanes, value(0), value(1));
           store_thirds(left + 3 * kTileWords + made * kLanes, value(2), zero());
@@ -206,7 +206,7 @@ const char* stem_bwd(const StemStep& s, int64_t chunk, float* scratch) {
         for (int64_t p = first_of_run; p < first_of_run + n; ++p) {
           float *at = a + p * s.S + c, *grad = da + p * s.S + c;
           const Vec raw = load(at), x = fma(raw, scale, shift), d = where_positive(x, load(grad));
-          store(at, max(x, zero())), store(grad, d);
+          store(at, rectified(x)), store(grad, d);
           total = add(total, d), with_raw = fma(d, raw, with_raw);
         }
         add_to(sums + c, total), add_to(sums + s.S + c, with_raw);

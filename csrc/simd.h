@@ -314,6 +314,7 @@ FTSO_INLINE Vec select(Tail t, Vec a, Vec b) { FTSO_LANES(i < t.n ? a.at[i] : b.
 #endif
 
 FTSO_INLINE Vec zero() { return set1(0); }
+FTSO_INLINE Vec rectified(Vec x) { return max(zero(), x); }  // NaN stays NaN
 FTSO_INLINE Vec keep(Tail t, Vec a) { return select(t, a, zero()); }
 
 // Pairs: bfloat16 values 2i and 2i + 1 in the place of float i.

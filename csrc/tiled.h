@@ -122,7 +122,7 @@ FTSO_INLINE void every_pixel_forward(const CellStep& c, int64_t chunk, float* sc
           [&](int64_t row, float* left) {
             State<V> x[6];
             nodes(first + i + row, x);
-            const auto value = [&](int v) { return max(x[2 + v / V].at[v % V], zero()); };
+            const auto value = [&](int v) { return rectified(x[2 + v / V].at[v % V]); };
 #pragma GCC unroll 8
             for (int v = 0; v < 2 * V; ++v) store_thirds(left + v * 3 * kTileWords, value(2 * v), value(2 * v + 1));
             if (!f.p.N) return;

@@ -8,8 +8,10 @@ statistics of what it writes. With g = dL/dx and n pixels, what flows back throu
 
     dz = g / std - mean(g) / std - x mean(g x) / std ,
 
-formed on load by the producer's backward stage from the two sums that the reader's has taken. Kept for backward: the
-raw outputs and their statistics, nothing else. On a GPU the same stages are kernels of their own (`skip_net_gpu`).
+formed on load by the producer's backward stage from the two sums that the reader's has taken. A reduction cell reads
+windows of 2x2 pixels, their maximum and two pixels of the processed channels: the producer writes those beside z, and
+spreads their gradients over the image while it reads z again. Kept for backward: the raw outputs, the windows and the
+statistics, nothing else. On a GPU the same stages are kernels of their own (`skip_net_gpu`).
 """
 
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from conftest import every_isa
 from ftso_fast.kernels import NetSpec, skip_net
 
 from ftso_fast import SuperNet, kernels
@@ -120,6 +121,25 @@ def test_fresh_and_reused_memory_and_its_huge_pages_give_the_same_bytes(monkeypa
         assert all(torch.equal(a, b) for a, b in zip(first, gradients(*arguments()), strict=True))
     assert asked == [False, True]
     kernels.release_memory()
+
+
+@every_isa
+@pytest.mark.parametrize("spec", [NetSpec(16, 8, 4), NetSpec(6, 3, 1)], ids=str)
+def test_nothing_hides_a_weight_that_is_no_number(spec, isa):
+    """The classifier's reaches one class, any other weight's all of them: a relu hands it on."""
+    torch.manual_seed(0)
+    net, images = SuperNet(5, *spec), torch.randn(3, 3, 16, 12)
+    for name, weight in net.named_parameters():
+        last = weight.detach().view(-1)[-1:]
+        before = last.clone()
+        last.fill_(torch.nan)
+        spoiled = {}
+        for backend in ("cpu", "reference"):
+            with kernels.use_backend(backend), torch.no_grad():
+                spoiled[backend] = net(images).isnan()
+        last.copy_(before)
+        assert torch.equal(spoiled["cpu"], spoiled["reference"]), name
+        assert spoiled["cpu"].any(), name
 
 
 def test_weights_that_are_not_contiguous():
