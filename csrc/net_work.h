@@ -40,7 +40,7 @@ inline SkipNet::Work work_of(const ReduceStep& r, bool backward) {
 }
 
 inline SkipNet::Work work_of(const ReducePaths& r, bool backward) {
-  const double Q = count(r.shape) / 4, q = static_cast<double>(r.q), F = static_cast<double>(r.F);
+  const double Q = count(r.shape), q = static_cast<double>(r.q), F = static_cast<double>(r.F);
   if (!backward) return {2 * 2 * Q * 2 * q * F, 4 * 2 * Q * (2 * q + F)};
   SkipNet::Work total{0, 0};
   for (int i = 0; i < 2; ++i) {
