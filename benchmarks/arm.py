@@ -37,6 +37,7 @@ from training import inference, training
 
 from ftso_fast import CIFAR10, DARTS, PC_DARTS_CIFAR10, PRESETS, PRIMITIVES, SearchConfig, SearchSpace, SuperNet, search
 from ftso_fast.batch import Batch
+from ftso_fast.on_cpu import CpuRun
 from ftso_fast.run import Run
 from ftso_fast.search import earlier_objects_left_alone
 
@@ -62,7 +63,7 @@ class Iteration:
         net = prepared(SuperNet(CLASSES, config.channels, config.cells, k=4, space=space), arm)
         for parameters in net.arch_parameters():
             parameters.data.normal_(0, 0.3)
-        self.run, self.data = Run(net, config), data
+        self.run, self.data = (CpuRun if net.skip_only else Run)(net, config), data
         self.steps: Calls = {"architecture step": self.architecture, "weight step": self.weights}
 
     def architecture(self) -> None:

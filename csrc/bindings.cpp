@@ -11,6 +11,7 @@
 
 #include "ftso.h"
 #include "node.h"
+#include "search_step.h"
 #include "skip_net.h"
 
 namespace py = pybind11;
@@ -69,6 +70,25 @@ void net_backward(ftso::SkipNet& net, uintptr_t memory, uintptr_t images, const 
                  at<float>(d_edges_reduce), dw.empty() ? nullptr : dw.data(), threads);
   }
   count_stages(net);
+}
+
+void bind_search_step(py::module_& m) {
+  m.def("edge_weights",
+        [](uintptr_t betas, uintptr_t edges) { ftso::edge_weights(at<const double>(betas), at<float>(edges)); });
+  m.def("edge_weights_bwd", [](uintptr_t betas, uintptr_t d_edges, uintptr_t d_betas) {
+    ftso::edge_weights_bwd(at<const double>(betas), at<const float>(d_edges), at<double>(d_betas));
+  });
+  m.def("cross_entropy", [](int64_t B, int64_t classes, uintptr_t logits, uintptr_t labels, uintptr_t d_logits) {
+    return ftso::cross_entropy(B, classes, at<const float>(logits), at<const int64_t>(labels), at<float>(d_logits));
+  });
+  m.def("sgd", [](const std::vector<int64_t>& sizes, const Addresses& weights, const Addresses& velocities,
+                  const Addresses& gradients, double lr, double momentum, double weight_decay, double limit,
+                  bool nesterov) {
+    std::vector<ftso::Moved> tensors;
+    for (size_t i = 0; i < sizes.size(); ++i)
+      tensors.push_back({sizes[i], at<float>(weights[i]), at<float>(velocities[i]), at<const float>(gradients[i])});
+    return ftso::sgd(tensors, {lr, momentum, weight_decay, limit, nesterov});
+  });
 }
 
 // Planes as (address, floats from image to image, floats from channel to channel).
@@ -172,6 +192,7 @@ PYBIND11_MODULE(_C, m) {
       .def("forward", &net_forward)
       .def("backward", &net_backward);
   bind_node(m);
+  bind_search_step(m);
   m.def("folded_conv", [](const std::array<int64_t, 4>& x_sizes, const std::vector<int64_t>& channels,
                           const std::array<int, 3>& window, const View& x, const Addresses& weights,
                           const Addresses& biases, const View& plus, const View& y, int threads) {

@@ -81,7 +81,7 @@ class DeviceRun(Run):
             self.adam.steps += 1
             report, *self.gradient = self._step("architecture", self._architecture, batch)
             loss, norm = report.tolist()
-            self._record(0, torch.tensor(loss, dtype=torch.float64), math.isfinite(norm))
+            self._record(0, loss, math.isfinite(norm))
             if not norm:
                 raise self._nothing_to_follow()
 
@@ -95,7 +95,7 @@ class DeviceRun(Run):
             self.rate.fill_(lr)
             (report,) = self._step("weights", self._weights, batch)
             loss, norm = report.tolist()
-            self._record(1, torch.tensor(loss, dtype=torch.float64), math.isfinite(norm))
+            self._record(1, loss, math.isfinite(norm))
 
     def _there(self, batch: Batch) -> Batch:
         return Batch(*(t.to(self.device, non_blocking=True) for t in (batch.images, batch.labels)))

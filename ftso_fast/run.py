@@ -115,17 +115,22 @@ class Run:
 
     def architecture_step(self, batch: Batch) -> None:
         """One Adam step on betas and alphas; no weight gradient is computed."""
-        with self.timed("architecture"), self.net.only_arch():
+        with self.timed("architecture"):
+            self._move(*self.architecture_gradient(batch), batch)
+
+    def architecture_gradient(self, batch: Batch) -> tuple[float, list[Tensor]]:
+        """The batch's loss, and its gradient by betas and alphas."""
+        with self.net.only_arch():
             loss, grads = self.gradient_of(batch, self.arch)
-            self._move(loss, grads, batch)
+        return float(loss.detach()), grads
 
     def unrolled_step(self, valid: Batch, train: Batch, lr: float) -> None:
         """The same along DARTS' second-order gradient; `train` and `lr` are those of the weight step that follows."""
         with self.timed("architecture"):
             loss, grads = unrolled_gradient(self.net, valid, train, self.sgd, lr)
-            self._move(loss, grads, valid)
+            self._move(float(loss), grads, valid)
 
-    def _move(self, loss: Tensor, grads: list[Tensor], batch: Batch) -> None:
+    def _move(self, loss: float, grads: list[Tensor], batch: Batch) -> None:
         if self.config.arch_grad_clip is not None:
             clip_norm(grads, self.config.arch_grad_clip)
         self._record(0, loss, all(bool(g.isfinite().all()) for g in grads))
@@ -146,7 +151,7 @@ class Run:
         """The first architecture step's gradients against those in float32."""
         precision, self.net.precision = self.net.precision, "float32"
         try:
-            _, exact = self.gradient_of(batch, self.arch)
+            _, exact = self.architecture_gradient(batch)
         finally:
             self.net.precision = precision
         if self.config.arch_grad_clip is not None:
@@ -157,21 +162,26 @@ class Run:
 
     def weight_step(self, batch: Batch, lr: float) -> None:
         """One SGD step on the weights, under the architecture of now; it gets no gradient."""
-        with self.timed("weights"), self.net.only_weights():
-            loss, grads = self.gradient_of(batch, self.weights)
-            norm = clip_norm(grads, self.config.grad_clip or float("inf"))
-            self._record(1, loss, bool(norm.isfinite()))
-            self.sgd.step(grads, lr)
+        with self.timed("weights"):
+            self._record(1, *self.move_weights(batch, lr))
 
-    def _record(self, which: int, loss: Tensor, finite: bool) -> None:
-        value = float(loss.detach())
-        if not finite or value != value:
+    def move_weights(self, batch: Batch, lr: float) -> tuple[float, bool]:
+        """The batch's loss, and whether its gradient is finite, in which case the weights have moved along it."""
+        with self.net.only_weights():
+            loss, grads = self.gradient_of(batch, self.weights)
+        finite = bool(clip_norm(grads, self.config.grad_clip or float("inf")).isfinite())
+        if finite:
+            self.sgd.step(grads, lr)
+        return float(loss.detach()), finite
+
+    def _record(self, which: int, loss: float, finite: bool) -> None:
+        if not finite or loss != loss:
             step = ("architecture", "weight")[which]
             raise NumericalError(
-                f"{step} step {len(self.losses[which]) + 1}: the loss ({value}) or its gradient is not finite; "
+                f"{step} step {len(self.losses[which]) + 1}: the loss ({loss}) or its gradient is not finite; "
                 "lower the learning rate or normalise the images"
             )
-        self.losses[which].append(value)
+        self.losses[which].append(loss)
 
     def phase(self, mode: str, beta_only: bool) -> Phase:
         """What was found, as plain numbers."""

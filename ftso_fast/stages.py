@@ -8,6 +8,7 @@ import torch
 from . import kernels
 from .data import DataReport
 from .genotype import PRIMITIVES
+from .on_cpu import CpuRun
 from .phase import Phase, Rounding
 from .plan import Plan, only_warm_up
 from .ranks import ALONE, Ranks
@@ -72,7 +73,7 @@ def _run(net: SuperNet, plan: Plan, device: torch.device | None, ranks: Ranks) -
 
         return ShardedRun(net, plan.config, plan.shards, ranks)
     if device is None or device.type == "cpu":
-        return Run(net, plan.config, plan.order)
+        return (CpuRun if net.skip_only else Run)(net, plan.config, plan.order)
     from .on_device import DeviceRun
 
     return DeviceRun(net.on(device), plan.config, plan.order, device, replayed=True)

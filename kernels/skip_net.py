@@ -14,6 +14,7 @@ spreads their gradients over the image while it reads z again. Kept for backward
 statistics, nothing else. On a GPU the same stages are kernels of their own (`skip_net_gpu`).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -89,14 +90,11 @@ def skip_net(
 
     Raises ValueError or TypeError naming the argument, what was expected and what came.
     """
-    _check(images, edges_normal, edges_reduce, weights, spec, backend)
-    known = PRECISIONS if backend == "cpu" else PRECISIONS[:1]
-    if precision not in known:
-        raise ValueError(f"skip_net: precision: expected one of {', '.join(known)}, got {precision!r}")
+    check(images, edges_normal, edges_reduce, weights, spec, precision, backend)
     if backend != "cpu":
         pooled = _pooled(images, edges_normal, edges_reduce, weights[:-2], spec, backend)
         return F.linear(pooled, weights[-2], weights[-1])
-    return _SkipNet.apply(images, edges_normal, edges_reduce, spec, PRECISIONS.index(precision), *weights)
+    return _SkipNet.apply(images, edges_normal, edges_reduce, spec, precision, *weights)
 
 
 def weight_shapes(in_channels: int, classes: int, spec: NetSpec) -> list[tuple[int, ...]]:
@@ -119,9 +117,16 @@ def weight_shapes(in_channels: int, classes: int, spec: NetSpec) -> list[tuple[i
 _pooled = on_first_call("skip_net_gpu", "pooled")
 
 
-def _check(
-    images: Tensor, edges_normal: Tensor, edges_reduce: Tensor, weights: Sequence[Tensor], spec: NetSpec, backend: str
+def check(
+    images: Tensor,
+    edges_normal: Tensor,
+    edges_reduce: Tensor,
+    weights: Sequence[Tensor],
+    spec: NetSpec,
+    precision: str,
+    backend: str,
 ) -> None:
+    """`skip_net`'s arguments. Raises what it raises."""
     for name, value in spec._asdict().items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"skip_net: {name}: expected a positive whole number, got {value!r}")
@@ -138,6 +143,9 @@ def _check(
     reason = cannot(images, spec)[backend] or (unfit(images.device) if backend == "cuda" else None)
     if reason:
         raise ValueError(f"skip_net: the {backend} backend cannot: {reason}")
+    known = PRECISIONS if backend == "cpu" else PRECISIONS[:1]
+    if precision not in known:
+        raise ValueError(f"skip_net: precision: expected one of {', '.join(known)}, got {precision!r}")
     device = torch.device("cpu") if backend == "cpu" else images.device
     classes = weights[-1].shape[0] if weights and weights[-1].dim() else 0
     shapes = weight_shapes(images.shape[1], classes, spec)
@@ -182,19 +190,69 @@ def release_memory() -> None:
     release()
 
 
-class _Lease:
-    """The use of a workspace by one forward pass and its backward."""
+class Lease:
+    """The use of a workspace by one forward pass and its backward, either of which wants what `wanted` says: gradients
+    by the normal cells' edges, by the reduction cells', by the weights."""
 
-    def __init__(self, key: tuple[int, ...]) -> None:
+    def __init__(
+        self, images: Tensor, spec: NetSpec, classes: int, precision: str, wanted: tuple[bool, bool, bool]
+    ) -> None:
+        B, channels, H, W = images.shape
+        key = (B, H, W, channels, *spec, classes, PRECISIONS.index(precision))
         fitting = [w for w in _free if w.key == key]
         _free.clear()  # one arena at most waits for its next use
         self.workspace = fitting[0] if fitting else _Workspace(key)
         self.workspace.begin_pass()
-        self.intact = False
+        self.wanted, self.intact = wanted, False
 
     def __del__(self) -> None:
         if hasattr(self, "workspace") and not _free:
             _free.append(self.workspace)
+
+    def forward(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Logits, for images, both kinds of edges and weights."""
+        images, normal, reduce, *weights = (t.contiguous() for t in tensors)
+        logits = images.new_empty(images.shape[0], weights[-1].shape[0])
+        self.workspace.net.forward(
+            self.workspace.arena.data_ptr(),
+            self.wanted[2],
+            images.data_ptr(),
+            [w.data_ptr() for w in weights],
+            normal.data_ptr(),
+            reduce.data_ptr(),
+            logits.data_ptr(),
+            torch.get_num_threads(),
+        )
+        record(self.workspace.net)
+        self.intact = True
+        return logits
+
+    def backward(
+        self, grad: Tensor, tensors: Sequence[Tensor], d_weights: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor | None, ...]:
+        """The wanted gradients, by both kinds of edges and by each weight, from the logits'. d_weights: contiguous
+        tensors that take the weights'."""
+        if not self.intact:  # a second backward pass: the first has used up what forward left
+            self.forward(tensors)
+        self.intact = False
+        images, normal, reduce, *weights = (t.contiguous() for t in tensors)
+        grad = grad.contiguous()
+        edges = [torch.empty_like(e) if want else None for e, want in zip((normal, reduce), self.wanted, strict=False)]
+        if d_weights is None:
+            d_weights = [torch.empty_like(w) for w in weights] if self.wanted[2] else []
+        self.workspace.net.backward(
+            self.workspace.arena.data_ptr(),
+            images.data_ptr(),
+            [w.data_ptr() for w in weights],
+            normal.data_ptr(),
+            reduce.data_ptr(),
+            grad.data_ptr(),
+            *(0 if e is None else e.data_ptr() for e in edges),
+            [d.data_ptr() for d in d_weights],
+            torch.get_num_threads(),
+        )
+        record(self.workspace.net)
+        return *edges, *(d_weights if self.wanted[2] else itertools.repeat(None, len(weights)))
 
 
 class _SkipNet(torch.autograd.Function):
@@ -205,21 +263,21 @@ class _SkipNet(torch.autograd.Function):
         edges_normal: Tensor,
         edges_reduce: Tensor,
         spec: NetSpec,
-        precision: int,
+        precision: str,
         *weights: Tensor,
     ) -> Tensor:
-        B, channels, H, W = images.shape
-        ctx.lease = _Lease((B, H, W, channels, *spec, weights[-1].shape[0], precision))
+        wanted = (*ctx.needs_input_grad[1:3], any(ctx.needs_input_grad[5:]))
+        ctx.lease = Lease(images, spec, weights[-1].shape[0], precision, wanted)
         tensors = (images, edges_normal, edges_reduce, *weights)
         ctx.save_for_backward(*tensors)
-        ctx.needs = (*ctx.needs_input_grad[1:3], any(ctx.needs_input_grad[5:]))
-        return _run_forward(ctx.lease, ctx.needs, tensors)
+        return ctx.lease.forward(tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = ctx.lease, ctx.needs, grad, *ctx.saved_tensors
         again = torch.is_grad_enabled()  # somebody may differentiate the gradient
-        normal, reduce, *weights = _SkipNetBackward.apply(*arguments) if again else _run_backward(*arguments)
+        tensors = ctx.saved_tensors
+        found = _SkipNetBackward.apply(ctx.lease, grad, *tensors) if again else ctx.lease.backward(grad, tensors)
+        normal, reduce, *weights = found
         wanted = zip(weights, ctx.needs_input_grad[5:], strict=True)
         return None, normal, reduce, None, None, *(g if need else None for g, need in wanted)
 
@@ -228,10 +286,8 @@ class _SkipNetBackward(torch.autograd.Function):
     """The backward pass as an operation of its own, so that a second derivative meets a sentence."""
 
     @staticmethod
-    def forward(
-        ctx: Any, lease: _Lease, needs: tuple[bool, bool, bool], grad: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        return _run_backward(lease, needs, grad, *tensors)
+    def forward(ctx: Any, lease: Lease, grad: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+        return lease.backward(grad, tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
@@ -239,49 +295,6 @@ class _SkipNetBackward(torch.autograd.Function):
             "skip_net: the cpu backend has first derivatives only; for second ones run the network within "
             "`with ftso_fast.kernels.use_backend('reference'):`"
         )
-
-
-def _run_forward(lease: _Lease, needs: tuple[bool, bool, bool], tensors: Sequence[Tensor]) -> Tensor:
-    images, normal, reduce, *weights = (t.contiguous() for t in tensors)
-    logits = images.new_empty(images.shape[0], weights[-1].shape[0])
-    lease.workspace.net.forward(
-        lease.workspace.arena.data_ptr(),
-        needs[2],
-        images.data_ptr(),
-        [w.data_ptr() for w in weights],
-        normal.data_ptr(),
-        reduce.data_ptr(),
-        logits.data_ptr(),
-        torch.get_num_threads(),
-    )
-    record(lease.workspace.net)
-    lease.intact = True
-    return logits
-
-
-def _run_backward(
-    lease: _Lease, needs: tuple[bool, bool, bool], grad: Tensor, *tensors: Tensor
-) -> tuple[Tensor | None, ...]:
-    if not lease.intact:  # a second backward pass: the first has used up what forward left
-        _run_forward(lease, needs, tensors)
-    lease.intact = False
-    images, normal, reduce, *weights = (t.contiguous() for t in tensors)
-    grad = grad.contiguous()
-    edges = [torch.empty_like(e) if need else None for e, need in zip((normal, reduce), needs[:2], strict=True)]
-    d_weights = [torch.empty_like(w) if needs[2] else None for w in weights]
-    lease.workspace.net.backward(
-        lease.workspace.arena.data_ptr(),
-        images.data_ptr(),
-        [w.data_ptr() for w in weights],
-        normal.data_ptr(),
-        reduce.data_ptr(),
-        grad.data_ptr(),
-        *(0 if e is None else e.data_ptr() for e in edges),
-        [d.data_ptr() for d in d_weights if d is not None],
-        torch.get_num_threads(),
-    )
-    record(lease.workspace.net)
-    return *edges, *d_weights
 
 
 flat_weights = on_first_call("weight_step_gpu", "FlatWeights")

@@ -138,12 +138,13 @@ def test_the_second_network_is_a_fresh_one(monkeypatch):
     """Other weights and other parameters than the first's, from the seed alone."""
     nets = []
 
-    class Recorded(Run):
-        def __init__(self, net, *rest):
-            super().__init__(net, *rest)
-            nets.append([w.detach().clone() for w in net.weights()] + self.before)
+    begin = Run.__init__
 
-    monkeypatch.setattr(importlib.import_module("ftso_fast.stages"), "Run", Recorded)
+    def recorded(run, net, *rest):
+        begin(run, net, *rest)
+        nets.append([w.detach().clone() for w in net.weights()] + run.before)
+
+    monkeypatch.setattr(Run, "__init__", recorded)
     small(mode="1it+1it", seed=5)
     small(mode="1it+1it", seed=5)
     one, two, three, four = nets

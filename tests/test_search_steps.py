@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ftso_fast import CIFAR10, IMAGENET, PRESETS, SearchConfig, SuperNet, UsageError, kernels, search
 from ftso_fast.config import Mode
 from ftso_fast.data import Batch
+from ftso_fast.on_cpu import CpuRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,7 +95,7 @@ def a_run(cells=8):
     torch.manual_seed(0)
     net = SuperNet(4, 8, cells)
     batch = Batch(torch.randn(4, 3, 16, 16), torch.arange(4))
-    return Run(net, SMALL), batch, sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
+    return CpuRun(net, SMALL), batch, sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
 
 
 def test_an_architecture_step_computes_no_weight_gradient():

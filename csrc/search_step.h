@@ -1,0 +1,29 @@
+// What a search step does besides the network's passes: the betas' softmax, the loss, the optimizers' moves. Small, in
+// one thread and one order; behind a pass each of PyTorch's own small operations would find its code out of the caches.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace ftso {
+
+// Of one cell type: softmax of the 14 betas among each node's edges, and from the edges' gradients the betas'.
+void edge_weights(const double* betas, float* edges);
+void edge_weights_bwd(const double* betas, const float* d_edges, double* d_betas);
+
+// Mean cross entropy of logits [B][classes], and its gradient. labels: [B], below `classes`.
+double cross_entropy(int64_t B, int64_t classes, const float* logits, const int64_t* labels, float* d_logits);
+
+// One tensor of n values: parameters, their velocity or moments, gradient.
+struct Moved {
+  int64_t n;
+  float *w, *velocity;
+  const float* gradient;
+};
+struct Sgd {
+  double lr, momentum, weight_decay, limit;  // limit: on the gradients' common 2-norm
+  bool nesterov;
+};
+// Moves all weights, unless the norm, which is returned, is not finite.
+double sgd(const std::vector<Moved>& tensors, const Sgd& rule);
+
+}  // namespace ftso

@@ -1,0 +1,102 @@
+"""A step of the skip-only network's search on the cpu without autograd: loss and gradient, then the weights' move.
+
+The passes are `skip_net`'s. What is around them, a softmax, a loss, an update, takes no time by itself; but behind a
+pass each of PyTorch's small operations finds its code and data out of the caches, and hundreds of them took as long as
+a stage.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._backend import core
+from .skip_net import Lease, NetSpec, check
+
+N_EDGES = 14
+
+
+@torch.no_grad()
+def loss_and_gradient(
+    images: Tensor,
+    labels: Tensor,
+    betas: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    spec: NetSpec,
+    precision: str = "float32",
+    into: Sequence[Tensor] | None = None,
+) -> tuple[float, list[Tensor]]:
+    """Mean cross entropy (nats) and its gradient by both `betas`; by the weights instead where `into` can take it.
+
+    images: (B, 1 or 3, H, W) float32; labels: (B,) int64; betas: of normal and reduction cells, (14,) float64;
+    weights: as `skip_net` takes them; into: contiguous tensors like the weights. All on the cpu.
+    Raises ValueError or TypeError naming the argument, what was expected and what came. Source: FTSO, section 3.2.
+    """
+    if len(betas) != 2:
+        raise ValueError(f"skip_net: betas: expected two tensors, got {len(betas)}")
+    for i, own in enumerate(betas):
+        _check(f"betas[{i}]", own, (N_EDGES,), torch.float64)
+    edges = normal, reduce = images.new_empty(2, N_EDGES).unbind()
+    check(images, normal, reduce, weights, spec, precision, "cpu")
+    _check("labels", labels, (len(images),), torch.int64)
+    if into is not None:
+        _check_all("into", into, weights)
+    classes = len(weights[-1])
+    least, most = (int(end) for end in labels.aminmax())
+    if least < 0 or most >= classes:
+        raise ValueError(f"skip_net: labels: expected 0 to {classes - 1}, got {least if least < 0 else most}")
+    for own, row in zip(betas, edges, strict=True):
+        core().edge_weights(own.data_ptr(), row.data_ptr())
+    by_betas = into is None
+    lease = Lease(images, spec, classes, precision, (by_betas, by_betas, not by_betas))
+    tensors = (images, *edges, *weights)
+    logits = lease.forward(tensors)
+    d_logits = torch.empty_like(logits)
+    loss = core().cross_entropy(*logits.shape, logits.data_ptr(), labels.data_ptr(), d_logits.data_ptr())
+    d_edges = lease.backward(d_logits, tensors, into)
+    if into is not None:
+        return loss, list(into)
+    gradient = [torch.empty_like(own) for own in betas]
+    for own, d_row, d in zip(betas, d_edges, gradient, strict=False):
+        assert d_row is not None
+        core().edge_weights_bwd(own.data_ptr(), d_row.data_ptr(), d.data_ptr())
+    return loss, gradient
+
+
+def move_weights(
+    weights: Sequence[Tensor],
+    velocity: Sequence[Tensor],
+    gradient: Sequence[Tensor],
+    rate: float,
+    limit: float | None,
+    momentum: float,
+    decay: float,
+    nesterov: bool,
+) -> float:
+    """A step of SGD with momentum and coupled weight decay along the gradient, clipped to the 2-norm `limit`.
+
+    velocity: as the last step left it, zeros before the first. Returns the norm before it was clipped; where that is
+    not finite nothing is moved. Raises ValueError or TypeError naming the argument.
+    """
+    sizes = [w.numel() for w in weights]
+    for name, tensors in (("weights", weights), ("velocity", velocity), ("gradient", gradient)):
+        _check_all(name, tensors, weights)
+    addresses = ([t.data_ptr() for t in tensors] for tensors in (weights, velocity, gradient))
+    most = math.inf if limit is None else limit
+    return float(core().sgd(sizes, *addresses, rate, momentum, decay, most, nesterov))
+
+
+def _check(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if t.dtype != dtype or t.shape != shape or t.device.type != "cpu" or not t.is_contiguous():
+        raise ValueError(
+            f"skip_net: {name}: expected contiguous {dtype} of shape {shape} on the cpu, got {t.dtype} of shape "
+            f"{tuple(t.shape)} and strides {t.stride()} on {t.device}"
+        )
+
+
+def _check_all(name: str, tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    if len(tensors) != len(weights):
+        raise ValueError(f"skip_net: {name}: expected {len(weights)} tensors, got {len(tensors)}")
+    for i, (t, w) in enumerate(zip(tensors, weights, strict=True)):
+        _check(f"{name}[{i}]", t, w.shape, torch.float32)

@@ -1,0 +1,178 @@
+"""A search's steps on the cpu backend, which take no autograd, against the plain ones, which do."""
+
+import dataclasses
+
+import pytest
+import torch
+from ftso_fast.kernels._backend import core
+
+from ftso_fast import NumericalError, SearchConfig, SuperNet, kernels
+from ftso_fast.batch import Batch
+from ftso_fast.on_cpu import CpuRun
+from ftso_fast.run import Run
+
+CONFIG = SearchConfig(cells=4, channels=8, batch_size=6, weight_decay=0.01)
+SPEC = kernels.NetSpec(8, 4, 4)
+
+
+def batches(n):
+    g = torch.Generator().manual_seed(0)
+    return [Batch(torch.randn(6, 3, 8, 8, generator=g), torch.randint(4, (6,), generator=g)) for _ in range(n)]
+
+
+def a_run(kind=CpuRun, **changes):
+    torch.manual_seed(1)
+    return kind(SuperNet(4, 8, 4), dataclasses.replace(CONFIG, **changes))
+
+
+def steps(run, n=3):
+    for number, batch in enumerate(batches(n)):
+        run.architecture_step(batch)
+        run.weight_step(batch, 0.05 / (number + 1))
+    return run
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"nesterov": True}, {"grad_clip": None, "momentum": 0.0}, {"grad_clip": 0.01, "arch_grad_clip": 1e-3}],
+    ids=["as a rule", "nesterov", "free", "clipped"],
+)
+def test_steps_are_those_with_autograd(changes):
+    ours, plain = steps(a_run(**changes)), steps(a_run(Run, **changes))
+    for name in ("arch", "gradient", "weights"):
+        for a, b in zip(getattr(ours, name), getattr(plain, name), strict=True):
+            assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+    assert ours.losses[0] == pytest.approx(plain.losses[0], rel=1e-5)
+    assert ours.losses[1] == pytest.approx(plain.losses[1], rel=1e-5)
+    assert (ours.adam.steps, len(ours.sgd.velocity)) == (3, len(plain.sgd.velocity))
+    assert all((a.detach() != b).any() for a, b in zip(ours.weights, a_run().weights, strict=True))
+
+
+def test_a_first_step_is_to_rounding_that_with_autograd():
+    """One step: no rounding has crossed a ReLU yet."""
+    ours, plain = steps(a_run(), 1), steps(a_run(Run), 1)
+    assert ours.losses[0] == pytest.approx(plain.losses[0], rel=1e-6)
+    for a, b in zip(ours.gradient, plain.gradient, strict=True):
+        assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+
+
+def test_loss_and_its_gradient_at_the_logits():
+    g = torch.Generator().manual_seed(2)
+    for scale in (1.0, 100.0):
+        logits = (scale * torch.randn(7, 5, generator=g)).requires_grad_()
+        labels = torch.randint(5, (7,), generator=g)
+        wanted = torch.nn.functional.cross_entropy(logits.double(), labels)
+        (gradient,) = torch.autograd.grad(wanted, logits)
+        found = torch.full((7, 5), torch.nan)
+        loss = core().cross_entropy(7, 5, logits.data_ptr(), labels.data_ptr(), found.data_ptr())
+        assert loss == pytest.approx(wanted.item(), rel=1e-12)
+        assert (found - gradient).abs().max() < 1e-7
+
+
+def test_edge_weights_and_their_gradient():
+    net = SuperNet(4, 8, 4)
+    g = torch.Generator().manual_seed(3)
+    for scale in (1.0, 1000.0):
+        betas = (scale * torch.randn(14, generator=g, dtype=torch.float64)).requires_grad_()
+        d_edges = torch.randn(14, generator=g)
+        wanted = net.edge_weights(betas)
+        (gradient,) = torch.autograd.grad(wanted, betas, d_edges.double())
+        edges, found = torch.full((14,), torch.nan), torch.full((14,), torch.nan, dtype=torch.float64)
+        core().edge_weights(betas.data_ptr(), edges.data_ptr())
+        core().edge_weights_bwd(betas.data_ptr(), d_edges.data_ptr(), found.data_ptr())
+        assert torch.equal(edges, wanted.detach().float())
+        assert (found - gradient).abs().max() <= 1e-12 * gradient.abs().max()
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    found = []
+    threads = torch.get_num_threads()
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        found.append(steps(a_run()))
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert other.losses == found[0].losses
+        for a, b in zip([*other.arch, *other.weights], [*found[0].arch, *found[0].weights], strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("step", ["architecture_step", "weight_step"])
+def test_what_is_not_finite_moves_nothing(step):
+    run = a_run()
+    with torch.no_grad():
+        run.weights[-1][0] = torch.nan
+    before = [t.detach().clone() for t in (*run.arch, *run.weights)]
+    with pytest.raises(NumericalError, match="is not finite"):
+        getattr(run, step)(*batches(1), *([0.1] if step == "weight_step" else []))
+    for a, b in zip((*run.arch, *run.weights), before, strict=True):
+        assert torch.equal(a.detach().nan_to_num(), b.nan_to_num())
+
+
+def ran(run):
+    """The kernels that a search's steps started."""
+    before = kernels.calls()
+    steps(run, 1)
+    return {name for name, n in kernels.calls().items() if n != before.get(name, 0)}
+
+
+def test_what_the_backend_does_not_take_goes_the_plain_way():
+    assert ran(a_run())
+    with kernels.use_backend("reference"):
+        assert not ran(a_run())
+    run = a_run()
+    run.weights[0].data = run.weights[0].data.to(memory_format=torch.channels_last)
+    plain = steps(a_run(), 1)
+    assert ran(run)
+    assert torch.allclose(run.weights[0], plain.weights[0], rtol=1e-4, atol=1e-6)
+
+
+def arguments(**changes):
+    net, (batch,) = SuperNet(4, 8, 4), batches(1)
+    given = {
+        "images": batch.images,
+        "labels": batch.labels,
+        "betas": net.betas(),
+        "weights": net.weights(),
+        "into": None,
+    }
+    return given | changes
+
+
+BETAS = [torch.zeros(14, dtype=torch.float64)] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"labels": torch.full((6,), 4)}, "labels: expected 0 to 3, got 4"),
+        ({"labels": torch.full((6,), -1)}, "labels: expected 0 to 3, got -1"),
+        ({"labels": torch.zeros(6)}, "labels: expected contiguous torch.int64 of shape .6,. on the cpu, got"),
+        ({"labels": torch.zeros(5, dtype=torch.int64)}, "labels: expected contiguous torch.int64 of shape .6,."),
+        ({"betas": [BETAS[0], BETAS[0].float()]}, r"betas\[1\]: expected contiguous torch.float64"),
+        ({"betas": [BETAS[0][:13], BETAS[0]]}, r"betas\[0\]: expected contiguous torch.float64 of shape .14,."),
+        ({"betas": BETAS[:1]}, "betas: expected two tensors, got 1"),
+        ({"images": torch.zeros(6, 3, 8, 6)}, "images: expected shape .B, 1 or 3, H, W."),
+        ({"weights": []}, "weights: expected .* tensors, got 0"),
+        ({"into": []}, "into: expected .* tensors, got 0"),
+        ({"into": [torch.zeros(1)] * 35}, r"into: expected .* tensors, got 35"),
+        ({"precision": "half"}, "precision: expected one of float32, bf16_backward, bf16, got 'half'"),
+    ],
+)
+def test_bad_arguments_meet_a_sentence(changes, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        kernels.loss_and_gradient(**arguments(**changes), spec=SPEC)
+
+
+def test_what_takes_the_gradient_must_be_like_the_weights():
+    given = arguments()
+    into = [torch.zeros_like(w) for w in given["weights"]]
+    into[3] = into[3].double()
+    with pytest.raises(ValueError, match=r"into\[3\]: expected contiguous torch.float32"):
+        kernels.loss_and_gradient(**given | {"into": into}, spec=SPEC)
+    weights = given["weights"]
+    rest = (0.1, None, 0.9, 0.0, False)
+    with pytest.raises(ValueError, match=r"velocity: expected .* tensors, got 1"):
+        kernels.move_weights(weights, weights[:1], weights, *rest)
+    with pytest.raises(ValueError, match=r"gradient\[3\]: expected contiguous torch.float32"):
+        kernels.move_weights(weights, weights, into, *rest)
