@@ -11,6 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+# before torch is imported: two workers with two threads each share two cores, and a thread that waits should not spin
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from ftso_fast.kernels import _backend
 
