@@ -113,10 +113,11 @@ def check(case: Case, tensors: Sequence[Tensor] | None = None, device: str = "cp
 
 def _judged(case: Case, drawn: Sequence[Sequence[Tensor]]) -> tuple[dict[str, float], dict[str, float]]:
     """The errors of the chosen backend, and what they may be."""
-    found = worst(case, drawn, None)
+    wanted = exact(case, drawn)
+    found = worst(case, drawn, None, wanted)
     if case.op == "skip_cell":
         return found, dict.fromkeys(found, TOLERANCE[drawn[0][0].dtype])
-    reference = worst(case, drawn, OPERATIONS[case.op].reference)
+    reference = worst(case, drawn, OPERATIONS[case.op].reference, wanted)
     sums = BESIDE if len(drawn) > 1 else ONE_DRAW
     beside = {kind: BESIDE if kind in ("output", "states") else sums for kind in reference}
     return found, {kind: max(beside[kind] * e, FLOOR) for kind, e in reference.items()}
@@ -126,9 +127,17 @@ def _on(device: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     return tensors if device == "cpu" else [t.to(device) for t in tensors]
 
 
-def worst(case: Case, drawn: Sequence[Sequence[Tensor]], function: Callable[..., Tensor] | None) -> dict[str, float]:
-    """How far `function`, else the chosen backend, is from the float64 reference on these very tensors, by kind of
-    tensor: the output, the states' gradients, and the others by their dimensions (edges or batch norms, operators,
+def exact(case: Case, drawn: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """Of each draw what the reference says in float64: value and gradients."""
+    reference = OPERATIONS[case.op].reference
+    return [values_and_gradients(reference, [t.double() for t in tensors], case) for tensors in drawn]
+
+
+def worst(
+    case: Case, drawn: Sequence[Sequence[Tensor]], function: Callable[..., Tensor] | None, wanted: list[list[Tensor]]
+) -> dict[str, float]:
+    """How far `function`, else the chosen backend, is from what is `exact` on these very tensors, by kind of tensor:
+    the output, the states' gradients, and the others by their dimensions (edges or batch norms, operators,
     convolutions). An error is a tensor's largest difference over all draws, as a part of the largest value that the
     reference gave it; NaN where there is one. Of one draw alone, sums that cancel to less than a tenth of the largest
     gradient are judged at that tenth.
@@ -136,9 +145,8 @@ def worst(case: Case, drawn: Sequence[Sequence[Tensor]], function: Callable[...,
     operation = OPERATIONS[case.op]
     kinds = ["output"] + ["states" if i < len(case.strides) else f"{t.dim()}d" for i, t in enumerate(drawn[0])]
     differences, scales = [0.0] * len(kinds), [0.0] * len(kinds)
-    for tensors in drawn:
+    for tensors, want in zip(drawn, wanted, strict=True):
         got = values_and_gradients(function or operation.function, tensors, case)
-        want = values_and_gradients(operation.reference, [t.double() for t in tensors], case)
         for i, (g, w) in enumerate(zip(got, want, strict=True)):
             difference = float((g - w).abs().max())
             differences[i] = difference if difference != difference or difference > differences[i] else differences[i]
