@@ -243,4 +243,4 @@ def test_the_requirements_can_be_missed(accuracy, monkeypatch, size, missed):
 
     monkeypatch.setattr(supernet, "skip_cell", inexact)
     with testing.arm("reference", None):
-        assert missed <= set(unmet(Measured(cases[1:3]), reference, cases))
+        assert missed <= set(unmet(Measured(cases[1:2]), reference, cases))

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import every_isa
+from conftest import every_isa, machine_isas
 from searching import NORMAL_CELLS, SMALL, Run, arrays, batches, document, small
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -174,20 +174,37 @@ def small(**options):
 """
 
 
-def python(code, **env):
+def python(code, *arguments, **env):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FTSO_")}
     env = inherited | {"OMP_NUM_THREADS": "1"} | env
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True, timeout=60)
 
 
-@every_isa
-def test_environment_chooses_the_instruction_set(isa):
-    done = python(HEAD + TAIL + "result = small(); print(result.isa, *result.kernel_calls)", FTSO_ISA=isa)
+def test_environment_chooses_the_instruction_set():
+    """In a child for each, which is the first to look at the variable: torch is imported once."""
+    code = """
+import os, sys
+import numpy as np
+import torch
+for isa in sys.argv[1:]:
+    if not os.fork():
+        os.environ["FTSO_ISA"] = isa"""
+    body = (
+        TAIL.replace("\n", "\n        ")
+        + """
+        result = small()
+        print(result.isa, *result.kernel_calls, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    )
+    done = python(code + body, *machine_isas())
     assert done.returncode == 0, done.stderr
-    ran, *names = done.stdout.split()
-    assert ran == isa
-    assert f"cell_bwd/{isa}" in names
-    assert all(name.endswith(f"/{isa}") for name in names)
+    for isa, line in zip(machine_isas(), done.stdout.splitlines(), strict=True):
+        ran, *names = line.split()
+        assert ran == isa
+        assert f"cell_bwd/{isa}" in names
+        assert all(name.endswith(f"/{isa}") for name in names)
 
 
 def test_an_unknown_instruction_set_is_refused():

@@ -2,6 +2,7 @@
 
 import json
 from fractions import Fraction
+from functools import cache
 
 import pytest
 import torch
@@ -12,6 +13,12 @@ from ftso_fast import section3 as s3
 from ftso_fast.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+measured = cache(s3.measured)
+
+
+@pytest.fixture(autouse=True)
+def each_network_once(monkeypatch):
+    monkeypatch.setattr(s3, "measured", measured)
 
 
 def test_the_papers_numbers():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import every_isa
-from processes import ranks_of, start, torchrun
+from processes import ranks_of, torchrun
 from searching import SMALL, arrays, document, small
 from torch.nn import functional as F
 
@@ -90,7 +90,11 @@ def images(tmp_path):
 
 
 def command(images, out, *more):
-    return ["ftso_fast", "search", "--data", images, "--threads", "1", "--out", str(out), *more]
+    return ["search", "--data", images, "--threads", "1", "--out", str(out), *more]
+
+
+def two(*arguments):
+    return torchrun(["ftso_fast", *command(*arguments)])
 
 
 def done(process):
@@ -110,19 +114,19 @@ def found(out):
     ("options", "shards"),
     [(["--mode=3it"], 2), (["--mode=1it+1it", "--shards=6"], 6), (["--mode=2it", "--method=pc-darts"], 2)],
 )
-def test_processes_find_what_one_finds(images, tmp_path, options, shards):
+def test_processes_find_what_one_finds(images, tmp_path, run, options, shards):
     """Byte for byte; the first process alone prints and writes."""
-    done(start(command(images, tmp_path / "one", *options, f"--shards={shards}")))
-    printed = done(torchrun(command(images, tmp_path / "two", *options)))
+    assert run(*command(images, tmp_path / "one", *options, f"--shards={shards}"))[0] == 0
+    printed = done(two(images, tmp_path / "two", *options))
     assert printed.count("Genotype(") == 1
     assert found(tmp_path / "two") == found(tmp_path / "one")
     assert found(tmp_path / "two")["shards"] == shards
 
 
-def test_a_lost_process_costs_no_answer(images, tmp_path):
+def test_a_lost_process_costs_no_answer(images, tmp_path, run):
     mode = "--mode=100it"
-    done(start(command(images, tmp_path / "one", mode, "--shards=2")))
-    robbed = torchrun(command(images, tmp_path / "two", mode))
+    assert run(*command(images, tmp_path / "one", mode, "--shards=2"))[0] == 0
+    robbed = two(images, tmp_path / "two", mode)
     while len(ranks_of(robbed)) < 2 and robbed.poll() is None:
         time.sleep(0.01)
     time.sleep(1)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import every_isa
+from conftest import machine_isas
 from ftso_fast.kernels import _backend, testing
 from ftso_fast.kernels.skip_cell import channel_shuffle, reference
 from hypothesis import given, settings
@@ -268,20 +268,28 @@ def test_reference_runs_no_kernel():
     assert kernels.calls() == before
 
 
-def run(code, **env):
+def run(code, *arguments, **env):
     return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *arguments], env={**os.environ, **env}, capture_output=True, text=True, timeout=120
     )
 
 
-@every_isa
-def test_environment_forces_the_instruction_set(isa):
-    code = (
-        "import torch; from ftso_fast import kernels; x = torch.randn(1, 4, 2, 2);"
-        "kernels.skip_cell(x, x, torch.rand(14)); print(*kernels.calls())"
-    )
-    assert run(code, FTSO_ISA=isa).stdout.strip() == f"skip_cell_fwd/{_backend.OTHERS.get(isa, isa)}"
-    kernels.skip_cell(X, X, W, 4)
+def test_environment_forces_the_instruction_set():
+    """In a child for each, which is the first to look at the variable: torch is imported once."""
+    code = """
+import os, sys, torch
+for isa in sys.argv[1:]:
+    if not os.fork():
+        os.environ["FTSO_ISA"] = isa
+        from ftso_fast import kernels
+        x = torch.randn(1, 4, 2, 2)
+        kernels.skip_cell(x, x, torch.rand(14))
+        print(*kernels.calls(), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    ran = [f"skip_cell_fwd/{_backend.OTHERS.get(isa, isa)}" for isa in machine_isas()]
+    assert run(code, *machine_isas()).stdout.split() == ran
 
 
 @pytest.mark.parametrize(
