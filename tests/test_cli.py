@@ -283,8 +283,9 @@ def test_out_that_is_a_file(run, images, tmp_path):
     assert "images.npz" in one_sentence(err)
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", [["info"], ["draw", GENOTYPE], ["--help"]])
+@pytest.mark.parametrize(
+    ("command", "unbuffered"), [(["info"], ""), (["info"], "1"), (["draw", GENOTYPE], "1"), (["--help"], "")]
+)
 def test_a_reader_that_has_left_sees_no_traceback(command, unbuffered):
     """stdout is a pipe that nobody reads any more, as after `| head -0`."""
     reader, writer = os.pipe()

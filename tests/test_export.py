@@ -13,7 +13,8 @@ from ftso_fast.export import export, load
 from ftso_fast.published import PUBLISHED
 
 LONG = os.environ.get("FTSO_EXPORT") == "long"
-"""ONNX for all published genotypes: a few seconds each."""
+"""pt2 and ONNX for all published genotypes: a few seconds each."""
+TRACED = sorted(PUBLISHED) if LONG else ["AmoebaNet", "PDARTS"]
 
 
 def trained(name="PC_DARTS_cifar", **more):
@@ -27,18 +28,29 @@ def trained(name="PC_DARTS_cifar", **more):
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_safetensors_and_pt2(name, tmp_path):
+def test_safetensors(name, tmp_path):
     net = trained(name)
-    for ending in ("safetensors", "pt2"):
-        assert export(net, tmp_path / f"net.{ending}") <= 1e-5
+    assert export(net, tmp_path / "net.safetensors") <= 1e-5
     back, x = load(tmp_path / "net.safetensors"), torch.randn(2, 3, 32, 32)
     net.eval()
     with torch.no_grad():
         assert torch.equal(back(x), net(x))
     assert back.genotype == PUBLISHED[name]
     assert not back.training
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_pt2(name, tmp_path):
+    assert export(trained(name), tmp_path / "net.pt2") <= 1e-5
     program = torch.export.load(tmp_path / "net.pt2")
     assert not [n for n in program.graph.nodes if "ftso" in str(n.target)]
+
+
+def test_every_published_operator_is_traced():
+    def operators(names):
+        return {op for name in names for op, _ in (*PUBLISHED[name].normal, *PUBLISHED[name].reduce)}
+
+    assert operators(TRACED) == operators(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED) if LONG else ["NASNet"])

@@ -25,6 +25,13 @@ def example(seed=0, k=4, operators="skip", size=8, B=6):
     return net, Batch(*batch_of(seed + 1, (B, 3, size, size), 4))
 
 
+@pytest.fixture(scope="module", params=["skip", "3op"])
+def known(request):
+    """Operators, a network and a batch, and their Hessian."""
+    net, batch = example(operators=request.param)
+    return request.param, net, batch, hessian(net, batch)
+
+
 SEEDS = [(seed, k, "skip") for seed in range(3) for k in (4, 1)]
 
 
@@ -61,10 +68,9 @@ def test_the_exact_matrix_is_the_second_derivative():
     torch.testing.assert_close(hessian(net, batch), wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("operators", ["skip", "3op"])
-def test_null_directions(operators):
-    net, batch = example(operators=operators)
-    matrix, null = hessian(net, batch), null_directions(net)
+def test_null_directions(known):
+    operators, net, batch, matrix = known
+    null = null_directions(net)
     n = sum(t.numel() for t in net.arch_parameters())
     assert null.shape == ((8, 28) if operators == "skip" else (8 + 28, n))
     assert (matrix @ null.T).abs().max() < 1e-12 * matrix.abs().max() * n
@@ -81,10 +87,9 @@ def test_weight_decay_stands_on_the_diagonal():
     assert decayed.null == plain.null
 
 
-@pytest.mark.parametrize("operators", ["skip", "3op"])
-def test_lanczos_finds_the_largest(operators):
-    net, batch = example(operators=operators)
-    wanted = curvature(net, batch).largest
+def test_lanczos_finds_the_largest(known):
+    _, net, batch, matrix = known
+    wanted = float(torch.linalg.eigvalsh(matrix)[-1])
     assert largest(net, batch) == pytest.approx(wanted, rel=1e-6)
     assert largest(net, batch, steps=60) == pytest.approx(wanted, rel=1e-9)
 
