@@ -21,6 +21,15 @@ def forget(build: Path) -> None:
         shutil.rmtree(found)
 
 
+def pybind11_in(build: Path) -> Path:
+    """A copy: where pip puts it is new with each installation, and all that includes it would be compiled again."""
+    kept, partial = (build / f"{name}-{pybind11.__version__}" for name in ("pybind11", "partial"))
+    if not kept.exists():
+        shutil.copytree(Path(pybind11.__file__).parent, partial, dirs_exist_ok=True)
+        partial.rename(kept)
+    return kept / Path(pybind11.get_cmake_dir()).relative_to(Path(pybind11.__file__).parent)
+
+
 class BuildWithCMake(build_ext):
     def build_extension(self, ext: Extension) -> None:
         compiler = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
@@ -36,7 +45,7 @@ class BuildWithCMake(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         configure = [
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-Dpybind11_DIR={pybind11_in(build)}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DFTSO_CUDA={os.environ.get('FTSO_CUDA', 'AUTO').upper()}",
             *os.environ.get("CMAKE_ARGS", "").split(),
