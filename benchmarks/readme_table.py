@@ -29,8 +29,8 @@ def newest(fit: Callable[[dict[str, Any]], bool]) -> Path | None:
 
 
 def newest_with(piece: str) -> Path | None:
-    """The newest results of a piece."""
-    return newest(lambda found: any(row["piece"] == piece for row in found["rows"].values()))
+    """The newest results of a piece, with the memory setting that the short form leaves out."""
+    return newest(lambda found: (piece, "default") in {(row["piece"], row["memory"]) for row in found["rows"].values()})
 
 
 def threads_in_words(n: int) -> str:
