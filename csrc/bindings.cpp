@@ -81,6 +81,14 @@ void bind_search_step(py::module_& m) {
   m.def("cross_entropy", [](int64_t B, int64_t classes, uintptr_t logits, uintptr_t labels, uintptr_t d_logits) {
     return ftso::cross_entropy(B, classes, at<const float>(logits), at<const int64_t>(labels), at<float>(d_logits));
   });
+  m.def("first_outside", [](int64_t B, int64_t classes, uintptr_t labels) {
+    return ftso::first_outside(B, classes, at<const int64_t>(labels));
+  });
+  m.def("adam", [](int64_t n, uintptr_t x, uintptr_t gradient, uintptr_t first, uintptr_t second, double lr,
+                   double decay_1, double decay_2, double eps, double weight_decay, int64_t steps) {
+    ftso::adam(n, at<double>(x), at<const double>(gradient), at<double>(first), at<double>(second),
+               {lr, decay_1, decay_2, eps, weight_decay, steps});
+  });
   m.def("sgd", [](const std::vector<int64_t>& sizes, const Addresses& weights, const Addresses& velocities,
                   const Addresses& gradients, double lr, double momentum, double weight_decay, double limit,
                   bool nesterov) {

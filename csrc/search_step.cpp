@@ -50,6 +50,24 @@ double cross_entropy(int64_t B, int64_t classes, const float* logits, const int6
   return total / static_cast<double>(B);
 }
 
+int64_t first_outside(int64_t B, int64_t classes, const int64_t* labels) {
+  const auto outside = [=](int64_t label) { return label < 0 || label >= classes; };
+  const int64_t at = std::find_if(labels, labels + B, outside) - labels;
+  return at < B ? at : -1;
+}
+
+void adam(int64_t n, double* x, const double* gradient, double* first, double* second, const Adam& rule) {
+  const double steps = static_cast<double>(rule.steps);
+  const double size = rule.lr / (1 - std::pow(rule.decay_1, steps));
+  const double unbias = std::sqrt(1 - std::pow(rule.decay_2, steps));
+  for (int64_t i = 0; i < n; ++i) {
+    const double g = gradient[i] + rule.weight_decay * x[i];
+    first[i] += (1 - rule.decay_1) * (g - first[i]);
+    second[i] = rule.decay_2 * second[i] + (1 - rule.decay_2) * g * g;
+    x[i] -= size * first[i] / (std::sqrt(second[i]) / unbias + rule.eps);
+  }
+}
+
 // In eight sums: one would wait for each addition before the next.
 static double square(const Moved& t) {
   double sums[8] = {}, total = 0;

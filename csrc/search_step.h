@@ -13,7 +13,17 @@ void edge_weights_bwd(const double* betas, const float* d_edges, double* d_betas
 // Mean cross entropy of logits [B][classes], and its gradient. labels: [B], below `classes`.
 double cross_entropy(int64_t B, int64_t classes, const float* logits, const int64_t* labels, float* d_logits);
 
-// One tensor of n values: parameters, their velocity or moments, gradient.
+// The first label that is none of a class, or -1.
+int64_t first_outside(int64_t B, int64_t classes, const int64_t* labels);
+
+// A step of Adam with coupled weight decay on n parameters (Kingma & Ba, 2015; algorithm 1). steps: with this one.
+struct Adam {
+  double lr, decay_1, decay_2, eps, weight_decay;
+  int64_t steps;
+};
+void adam(int64_t n, double* x, const double* gradient, double* first, double* second, const Adam& rule);
+
+// One tensor of n values: parameters, their velocity, gradient.
 struct Moved {
   int64_t n;
   float *w, *velocity;

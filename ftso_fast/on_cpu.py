@@ -16,10 +16,24 @@ class CpuRun(Run):
 
     net: SuperNet
     gradient_by_weights: list[Tensor] | None = None
+    taken = False  # of the last architecture gradient: whether it was the backend's
 
     def architecture_gradient(self, batch: Batch) -> tuple[float, list[Tensor]]:
         """`Run.architecture_gradient`."""
-        return self._loss_and_gradient(batch) if self._takes(batch) else super().architecture_gradient(batch)
+        self.taken = self._takes(batch)
+        return self._loss_and_gradient(batch) if self.taken else super().architecture_gradient(batch)
+
+    def move_architecture(self, grads: list[Tensor]) -> None:
+        """`Run.move_architecture`."""
+        adam = self.adam
+        if not self.taken:
+            super().move_architecture(grads)
+            return
+        adam.steps += 1
+        moments = adam.first, adam.second
+        kernels.move_architecture(
+            self.arch, grads, moments, adam.lr, adam.betas, adam.eps, adam.weight_decay, adam.steps
+        )
 
     def move_weights(self, batch: Batch, lr: float) -> tuple[float, bool]:
         """`Run.move_weights`."""

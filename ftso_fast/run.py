@@ -1,5 +1,6 @@
 """The alternating steps of one super-network's search: which batch goes where, at which rate, and what is recorded."""
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -133,12 +134,17 @@ class Run:
     def _move(self, loss: float, grads: list[Tensor], batch: Batch) -> None:
         if self.config.arch_grad_clip is not None:
             clip_norm(grads, self.config.arch_grad_clip)
-        self._record(0, loss, all(bool(g.isfinite().all()) for g in grads))
-        if not any(bool(g.any()) for g in grads):
+        values = [value for g in grads for value in g.flatten().tolist()]
+        self._record(0, loss, all(map(math.isfinite, values)))
+        if not any(values):
             raise self._nothing_to_follow()
         if not self.adam.steps and self.net.precision != "float32":
             self.rounding = self._rounding(batch, grads)
         self.gradient = grads
+        self.move_architecture(grads)
+
+    def move_architecture(self, grads: list[Tensor]) -> None:
+        """Adam's step."""
         self.adam.step(grads)
 
     def _nothing_to_follow(self) -> NumericalError:

@@ -41,11 +41,11 @@ def loss_and_gradient(
     check(images, normal, reduce, weights, spec, precision, "cpu")
     _check("labels", labels, (len(images),), torch.int64)
     if into is not None:
-        _check_all("into", into, weights)
+        _check_all("into", into, weights, torch.float32)
     classes = len(weights[-1])
-    least, most = (int(end) for end in labels.aminmax())
-    if least < 0 or most >= classes:
-        raise ValueError(f"skip_net: labels: expected 0 to {classes - 1}, got {least if least < 0 else most}")
+    at = core().first_outside(len(labels), classes, labels.data_ptr())
+    if at >= 0:
+        raise ValueError(f"skip_net: labels[{at}]: expected 0 to {classes - 1}, got {labels[at]}")
     for own, row in zip(betas, edges, strict=True):
         core().edge_weights(own.data_ptr(), row.data_ptr())
     by_betas = into is None
@@ -62,6 +62,30 @@ def loss_and_gradient(
         assert d_row is not None
         core().edge_weights_bwd(own.data_ptr(), d_row.data_ptr(), d.data_ptr())
     return loss, gradient
+
+
+def move_architecture(
+    parameters: Sequence[Tensor],
+    gradient: Sequence[Tensor],
+    moments: tuple[Sequence[Tensor], Sequence[Tensor]],
+    rate: float,
+    decays: tuple[float, float],
+    eps: float,
+    decay: float,
+    steps: int,
+) -> None:
+    """A step of Adam with coupled weight decay on float64 parameters.
+
+    moments: first and second, as the last step left them, zeros before the first; decays: theirs; steps: how many
+    there are with this one, at least 1. Raises ValueError naming the argument.
+    """
+    if steps < 1:
+        raise ValueError(f"skip_net: steps: expected at least 1, got {steps}")
+    first, second = moments
+    for name, tensors in (("parameters", parameters), ("gradient", gradient), ("first", first), ("second", second)):
+        _check_all(name, tensors, parameters, torch.float64)
+    for each in zip(parameters, gradient, first, second, strict=True):
+        core().adam(each[0].numel(), *(t.data_ptr() for t in each), rate, *decays, eps, decay, steps)
 
 
 def move_weights(
@@ -81,7 +105,7 @@ def move_weights(
     """
     sizes = [w.numel() for w in weights]
     for name, tensors in (("weights", weights), ("velocity", velocity), ("gradient", gradient)):
-        _check_all(name, tensors, weights)
+        _check_all(name, tensors, weights, torch.float32)
     addresses = ([t.data_ptr() for t in tensors] for tensors in (weights, velocity, gradient))
     most = math.inf if limit is None else limit
     return float(core().sgd(sizes, *addresses, rate, momentum, decay, most, nesterov))
@@ -90,13 +114,13 @@ def move_weights(
 def _check(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if t.dtype != dtype or t.shape != shape or t.device.type != "cpu" or not t.is_contiguous():
         raise ValueError(
-            f"skip_net: {name}: expected contiguous {dtype} of shape {shape} on the cpu, got {t.dtype} of shape "
+            f"skip_net: {name}: expected contiguous {dtype} of shape {tuple(shape)} on the cpu, got {t.dtype} of shape "
             f"{tuple(t.shape)} and strides {t.stride()} on {t.device}"
         )
 
 
-def _check_all(name: str, tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    if len(tensors) != len(weights):
-        raise ValueError(f"skip_net: {name}: expected {len(weights)} tensors, got {len(tensors)}")
-    for i, (t, w) in enumerate(zip(tensors, weights, strict=True)):
-        _check(f"{name}[{i}]", t, w.shape, torch.float32)
+def _check_all(name: str, tensors: Sequence[Tensor], like: Sequence[Tensor], dtype: torch.dtype) -> None:
+    if len(tensors) != len(like):
+        raise ValueError(f"skip_net: {name}: expected {len(like)} tensors, got {len(tensors)}")
+    for i, (t, other) in enumerate(zip(tensors, like, strict=True)):
+        _check(f"{name}[{i}]", t, other.shape, dtype)

@@ -9,6 +9,7 @@ from ftso_fast.kernels._backend import core
 from ftso_fast import NumericalError, SearchConfig, SuperNet, kernels
 from ftso_fast.batch import Batch
 from ftso_fast.on_cpu import CpuRun
+from ftso_fast.optimizer import Adam
 from ftso_fast.run import Run
 
 CONFIG = SearchConfig(cells=4, channels=8, batch_size=6, weight_decay=0.01)
@@ -84,6 +85,23 @@ def test_edge_weights_and_their_gradient():
         assert (found - gradient).abs().max() <= 1e-12 * gradient.abs().max()
 
 
+def test_adam_is_the_plain_one():
+    g = torch.Generator().manual_seed(4)
+    ours = [torch.randn(14, generator=g, dtype=torch.float64) for _ in range(2)]
+    moments = [torch.zeros_like(t) for t in ours], [torch.zeros_like(t) for t in ours]
+    plain = Adam([t.clone() for t in ours], 0.06, (0.5, 0.999), 1e-8, 0.01)
+    for step in range(1, 9):
+        gradient = [torch.randn(14, generator=g, dtype=torch.float64) for _ in ours]
+        plain.step(gradient)
+        kernels.move_architecture(ours, gradient, moments, 0.06, (0.5, 0.999), 1e-8, 0.01, step)
+        for a, b in zip(ours, plain.tensors, strict=True):
+            assert (a - b).abs().max() <= 1e-14
+    with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
+        kernels.move_architecture(ours, gradient, moments, 0.06, (0.5, 0.999), 1e-8, 0.01, 0)
+    with pytest.raises(ValueError, match=r"gradient\[1\]: expected contiguous torch.float64 of shape .14,."):
+        kernels.move_architecture(ours, [ours[0], ours[1][:13]], moments, 0.06, (0.5, 0.999), 1e-8, 0.01, 1)
+
+
 def test_results_do_not_depend_on_the_number_of_threads():
     found = []
     threads = torch.get_num_threads()
@@ -145,8 +163,8 @@ BETAS = [torch.zeros(14, dtype=torch.float64)] * 2
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"labels": torch.full((6,), 4)}, "labels: expected 0 to 3, got 4"),
-        ({"labels": torch.full((6,), -1)}, "labels: expected 0 to 3, got -1"),
+        ({"labels": torch.full((6,), 4)}, r"labels\[0\]: expected 0 to 3, got 4"),
+        ({"labels": torch.full((6,), -1)}, r"labels\[0\]: expected 0 to 3, got -1"),
         ({"labels": torch.zeros(6)}, "labels: expected contiguous torch.int64 of shape .6,. on the cpu, got"),
         ({"labels": torch.zeros(5, dtype=torch.int64)}, "labels: expected contiguous torch.int64 of shape .6,."),
         ({"betas": [BETAS[0], BETAS[0].float()]}, r"betas\[1\]: expected contiguous torch.float64"),
