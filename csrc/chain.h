@@ -147,7 +147,7 @@ struct StemStep {
   const float* images;
   const float *w, *scale, *shift;  // [K][S]
   const float* w_tiles;            // w for the tile unit; null where nothing was packed for one
-  double* covariance;              // of patch and 1: (K + 1) * pad(K + 1) doubles a chunk
+  double* covariance;              // sums of patches.h: kPatchSums * channels * (channels + 1) doubles a chunk
   Product product;
   double* sums;  // backward: of the gradient, and times the raw output: 2 * S doubles a chunk
   float* dw;     // patch' gradient: K * S floats a chunk

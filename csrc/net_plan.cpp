@@ -1,6 +1,7 @@
 // Which tensors, in which memory, from which stage to which: everything that a shape decides.
 #include <algorithm>
 
+#include "patches.h"
 #include "skip_net.h"
 
 namespace ftso {
@@ -129,8 +130,8 @@ SkipNet::SkipNet(const Spec& spec) : spec_(spec) {
       c.d_processed[input] = buffer(c.out, 2 * c.q, back(paths), back(written));
     }
   }
-  const int64_t patch = spec.in_channels * 9 + 1;
-  patches_.assign(kChunks * patch * padded(patch), 0), covariance_.assign(patch * padded(patch), 0);
+  const int64_t in = spec.in_channels;
+  patches_.resize(kChunks * kPatchSums * in * (in + 1)), covariance_.resize(9 * in * padded(9 * in + 1));
   dots_.assign(spec.cells * kChunks * kDots, 0);
   for (auto* v : {&stem_mean_, &stem_rstd_}) v->assign(stem_padded_, 0);
   stem_sums_.assign(kChunks * 2 * stem_padded_, 0);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "net_work.h"
+#include "patches.h"
 #include "threads.h"
 
 namespace ftso {
@@ -173,9 +174,9 @@ int64_t SkipNet::cell_scratch(const CellStep& c) const {
 }
 
 void SkipNet::finish_stem(const float* const* weights) {
-  const int64_t K = 9 * spec_.in_channels, ld = padded(K + 1), stride = (K + 1) * ld;
+  const int64_t K = 9 * spec_.in_channels, ld = padded(K + 1);
   const double n = static_cast<double>(spec_.B * spec_.H * spec_.W);
-  for (int64_t i = 0; i < stride; ++i) covariance_[i] = over_chunks(patches_.data(), stride, i);
+  covariance_of(patches_.data(), spec_.in_channels, ld, covariance_.data());
   for (int64_t o = 0; o < stem_; ++o) {
     double mean = 0, square = 0;
     for (int64_t i = 0; i < K; ++i) {
@@ -212,9 +213,8 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
   for (Cell& c : cells_) clear(c.sums);
 
   const StemStep stem = stem_step(run);
-  const int64_t patch = padded(stem.K + 1);
   launch("stem_covariance", isa.stem_covariance, stem, work_of_covariance(stem),
-         spec_.W * patch + patch * patch + padded_image(stem) + 2 * kLanes, threads);
+         (stem.channels + 1) * (spec_.H + 2) * (padded(spec_.W) + kLanes) + kLanes, threads);
   finish_stem(weights);
   launch("stem_fwd", isa.stem_fwd, stem, work_of(stem, false),
          tile(stem.shape) * 2 * stem.S + spec_.W * stem.product.N + padded_image(stem), threads);

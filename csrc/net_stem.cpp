@@ -3,6 +3,7 @@
 // the weights: one covariance of the patches (with a constant 1 appended, which gives the means) serves all channels
 // forward, and makes the weight gradient a single pass backward.
 #include "ftso.h"
+#include "patches.h"
 #include "tiled.h"
 
 namespace ftso::FTSO_ISA {
@@ -139,30 +140,82 @@ void convolve_beside_tiles(const StemStep& s, int64_t chunk, float* scratch) {
   }
 }
 
+struct Part {  // of an axis, as patches.h numbers them
+  int64_t begin, end;
+};
+FTSO_INLINE Part part(int which, bool apart, int64_t n) {
+  if (!apart) return {0, n};
+  return which == 0 ? Part{0, 1} : which == 1 ? Part{1, n - 1} : Part{n - 1, n};
+}
+
+// One image as planes between zeros, and behind them a plane of ones.
+template <int C>
+class Planes {
+  const int64_t H_, W_, ld_, plane_;
+  float* const at_;
+
+ public:
+  Planes(const Shape& s, float* memory)
+      : H_(s.H),
+        W_(s.W),
+        ld_((W_ + kLanes - 1) / kLanes * kLanes + kLanes),
+        plane_((H_ + 2) * ld_),
+        at_(cleared(memory, kLanes + C * plane_) + kLanes) {
+    for (int64_t i = 0; i < plane_; ++i) at_[C * plane_ + i] = 1;
+  }
+  void read(const float* image) {
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t y = 0; y < H_; ++y, image += W_)
+        for (int64_t x = 0; x < W_; ++x) at_[c * plane_ + y * ld_ + x] = image[x];
+  }
+  // Adds the products of the pixels in that part with those at the offset, [C][C + 1] channels, the last if N is C + 1.
+  // A vector is summed in double: neighbours are alike, and a filter's variance a small difference of these sums.
+  // Not inlined: among the loops over parts its addresses would not stay in registers.
+  template <int N>
+  __attribute__((noinline)) void add_products(Part rows, Part columns, int64_t dy, int64_t dx, double* sums) const {
+    for (int64_t x = columns.begin; x < columns.end; x += kLanes) {
+      const Tail here = tail(columns.end - x);
+      Vec total[C][N];
+      for (auto& row : total)
+        for (Vec& v : row) v = zero();
+      for (int64_t y = rows.begin; y < rows.end; ++y) {
+        const float* at = at_ + y * ld_ + x;
+        Vec left[C];
+        for (int c = 0; c < C; ++c) left[c] = load(at + c * plane_, here);
+        for (int n = 0; n < N; ++n) {
+          const Vec right = load(at + n * plane_ + dy * ld_ + dx);
+          for (int c = 0; c < C; ++c) total[c][n] = fma(left[c], right, total[c][n]);
+        }
+      }
+      for (int c = 0; c < C; ++c)
+        for (int n = 0; n < N; ++n) sums[c * (C + 1) + n] += sum_in_double(total[c][n]);
+    }
+  }
+};
+
+template <int C>
+void covariance(const StemStep& s, int64_t chunk, float* scratch) {
+  const int64_t B = s.shape.B, H = s.shape.H, W = s.shape.W;
+  constexpr int kSums = C * (C + 1);
+  double* sums = s.covariance + chunk * kPatchSums * kSums;
+  for (int64_t i = 0; i < kPatchSums * kSums; ++i) sums[i] = 0;
+  Planes<C> planes(s.shape, scratch);
+  for (int64_t b = B * chunk / kChunks; b < B * (chunk + 1) / kChunks; ++b) {
+    planes.read(s.images + b * C * H * W);
+    double* of_part = sums;
+    every_patch_sum([&](int dy, int dx, int y, int x) {
+      const Part rows = part(y, dy == 0, H), columns = part(x, dx == 0, W);
+      dy || dx ? planes.template add_products<C>(rows, columns, dy, dx, of_part)
+               : planes.template add_products<C + 1>(rows, columns, dy, dx, of_part);
+      of_part += kSums;
+    });
+  }
+}
+
 }  // namespace
 
 const char* stem_covariance(const StemStep& s, int64_t chunk, float* scratch) {
-  const int64_t W = s.shape.W, n = s.K + 1, ld = (n + kLanes - 1) / kLanes * kLanes, K = 3 * s.channels;
-  float *patches = scratch, *covariance = scratch + W * ld + kLanes;
-  Padded image(s, covariance + n * ld);
-  const float first_lane[kLanes] = {1};
-  const Vec one = load(first_lane);
-  double* total = s.covariance + chunk * n * ld;
-  for (int64_t i = 0; i < n * ld; ++i) total[i] = 0;
-  for (int64_t b = s.shape.B * chunk / kChunks; b < s.shape.B * (chunk + 1) / kChunks; ++b) {
-    image.read(b);
-    for (int64_t r = 0; r < s.shape.H; ++r) {
-      for (int64_t i = 0; i < n * ld; ++i) covariance[i] = 0;
-      for (int64_t x = 0; x < W; ++x) {
-        float* patch = patches + x * ld;
-        for (int64_t y = 0; y < 3; ++y)  // in order: what a vector writes too far is overwritten
-          store(patch + y * K, load(image.rows + (r + y) * image.ld + x * s.channels));
-        store(patch + s.K, one);
-      }
-      outer_product(patches, ld, n, patches, ld, ld, W, covariance, ld);
-      for (int64_t i = 0; i < n * ld; i += kLanes) add_to(total + i, load(covariance + i));
-    }
-  }
+  (s.channels == 1 ? covariance<1> : covariance<3>)(s, chunk, scratch);
   return compiled_isa;
 }
 

@@ -53,9 +53,8 @@ inline SkipNet::Work work_of(const ReducePaths& r, bool backward) {
 }
 
 inline SkipNet::Work work_of_covariance(const StemStep& s) {
-  const int64_t patch = s.K + 1;
-  return {2 * count(s.shape) * static_cast<double>(patch * padded(patch)),
-          4 * count(s.shape) * static_cast<double>(s.channels)};
+  const double pixels = count(s.shape), C = static_cast<double>(s.channels);
+  return {2 * pixels * (13 * C + 1) * C, 4 * pixels * C};  // 13 offsets, and the constant
 }
 
 // Backward computes the convolution once more, and its weights' gradient beside the product's two.

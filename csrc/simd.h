@@ -139,6 +139,10 @@ FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
   _mm512_storeu_pd(p, _mm512_add_pd(_mm512_loadu_pd(p), lo));
   _mm512_storeu_pd(p + 8, _mm512_add_pd(_mm512_loadu_pd(p + 8), hi));
 }
+FTSO_INLINE double sum_in_double(Vec a) {
+  const __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
+  return _mm512_reduce_add_pd(_mm512_add_pd(lo, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1))));
+}
 
 #elif defined(__AVX2__)
 constexpr const char* compiled_isa = "avx2";
@@ -377,6 +381,13 @@ FTSO_INLINE void add_to(double* p, Vec a) {  // 16 doubles
   float lanes[kLanes];
   store(lanes, a);
   for (int i = 0; i < kLanes; ++i) p[i] += lanes[i];
+}
+FTSO_INLINE double sum_in_double(Vec a) {
+  float lanes[kLanes];
+  store(lanes, a);
+  double total = 0;
+  for (int i = 0; i < kLanes; ++i) total += lanes[i];
+  return total;
 }
 #endif
 
