@@ -101,7 +101,7 @@ def move_weights(
     """A step of SGD with momentum and coupled weight decay along the gradient, clipped to the 2-norm `limit`.
 
     velocity: as the last step left it, zeros before the first. Returns the norm before it was clipped; where that is
-    not finite nothing is moved. Raises ValueError or TypeError naming the argument.
+    not finite nothing is moved. Raises ValueError naming the argument.
     """
     sizes = [w.numel() for w in weights]
     for name, tensors in (("weights", weights), ("velocity", velocity), ("gradient", gradient)):
