@@ -41,9 +41,9 @@ class CpuRun(Run):
             return super().move_weights(batch, lr)
         sgd = self.sgd
         if self.gradient_by_weights is None:
-            self.gradient_by_weights = zeros_like(self.weights)
+            self.gradient_by_weights = _zeros_like(self.weights)
         if sgd.velocity is None:
-            sgd.velocity = zeros_like(self.weights)
+            sgd.velocity = _zeros_like(self.weights)
         loss, gradient = self._loss_and_gradient(batch, self.gradient_by_weights)
         limit = self.config.grad_clip
         norm = kernels.move_weights(
@@ -61,7 +61,7 @@ class CpuRun(Run):
         return self.net.kernels_for(batch.images) == "cpu" and all(w.is_contiguous() for w in self.weights)
 
 
-def zeros_like(tensors: list[Tensor]) -> list[Tensor]:
+def _zeros_like(tensors: list[Tensor]) -> list[Tensor]:
     """Contiguous, in one piece."""
     flat = torch.zeros(sum(t.numel() for t in tensors), dtype=tensors[0].dtype)
     pieces = flat.split([t.numel() for t in tensors])

@@ -34,18 +34,18 @@ def loss_and_gradient(
     Raises ValueError or TypeError naming the argument, what was expected and what came. Source: FTSO, section 3.2.
     """
     if len(betas) != 2:
-        raise ValueError(f"skip_net: betas: expected two tensors, got {len(betas)}")
+        raise ValueError(f"loss_and_gradient: betas: expected two tensors, got {len(betas)}")
     for i, own in enumerate(betas):
-        _check(f"betas[{i}]", own, (N_EDGES,), torch.float64)
+        _check("loss_and_gradient", f"betas[{i}]", own, (N_EDGES,), torch.float64)
     edges = normal, reduce = images.new_empty(2, N_EDGES).unbind()
     check(images, normal, reduce, weights, spec, precision, "cpu")
-    _check("labels", labels, (len(images),), torch.int64)
+    _check("loss_and_gradient", "labels", labels, (len(images),), torch.int64)
     if into is not None:
-        _check_all("into", into, weights, torch.float32)
+        _check_all("loss_and_gradient", "into", into, weights, torch.float32)
     classes = len(weights[-1])
     at = core().first_outside(len(labels), classes, labels.data_ptr())
     if at >= 0:
-        raise ValueError(f"skip_net: labels[{at}]: expected 0 to {classes - 1}, got {labels[at]}")
+        raise ValueError(f"loss_and_gradient: labels[{at}]: expected 0 to {classes - 1}, got {labels[at]}")
     for own, row in zip(betas, edges, strict=True):
         core().edge_weights(own.data_ptr(), row.data_ptr())
     by_betas = into is None
@@ -80,10 +80,10 @@ def move_architecture(
     there are with this one, at least 1. Raises ValueError naming the argument.
     """
     if steps < 1:
-        raise ValueError(f"skip_net: steps: expected at least 1, got {steps}")
+        raise ValueError(f"move_architecture: steps: expected at least 1, got {steps}")
     first, second = moments
     for name, tensors in (("parameters", parameters), ("gradient", gradient), ("first", first), ("second", second)):
-        _check_all(name, tensors, parameters, torch.float64)
+        _check_all("move_architecture", name, tensors, parameters, torch.float64)
     for each in zip(parameters, gradient, first, second, strict=True):
         core().adam(each[0].numel(), *(t.data_ptr() for t in each), rate, *decays, eps, decay, steps)
 
@@ -105,22 +105,22 @@ def move_weights(
     """
     sizes = [w.numel() for w in weights]
     for name, tensors in (("weights", weights), ("velocity", velocity), ("gradient", gradient)):
-        _check_all(name, tensors, weights, torch.float32)
+        _check_all("move_weights", name, tensors, weights, torch.float32)
     addresses = ([t.data_ptr() for t in tensors] for tensors in (weights, velocity, gradient))
     most = math.inf if limit is None else limit
     return float(core().sgd(sizes, *addresses, rate, momentum, decay, most, nesterov))
 
 
-def _check(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def _check(op: str, name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if t.dtype != dtype or t.shape != shape or t.device.type != "cpu" or not t.is_contiguous():
         raise ValueError(
-            f"skip_net: {name}: expected contiguous {dtype} of shape {tuple(shape)} on the cpu, got {t.dtype} of shape "
+            f"{op}: {name}: expected contiguous {dtype} of shape {tuple(shape)} on the cpu, got {t.dtype} of shape "
             f"{tuple(t.shape)} and strides {t.stride()} on {t.device}"
         )
 
 
-def _check_all(name: str, tensors: Sequence[Tensor], like: Sequence[Tensor], dtype: torch.dtype) -> None:
+def _check_all(op: str, name: str, tensors: Sequence[Tensor], like: Sequence[Tensor], dtype: torch.dtype) -> None:
     if len(tensors) != len(like):
-        raise ValueError(f"skip_net: {name}: expected {len(like)} tensors, got {len(tensors)}")
+        raise ValueError(f"{op}: {name}: expected {len(like)} tensors, got {len(tensors)}")
     for i, (t, other) in enumerate(zip(tensors, like, strict=True)):
-        _check(f"{name}[{i}]", t, other.shape, dtype)
+        _check(op, f"{name}[{i}]", t, other.shape, dtype)

@@ -109,7 +109,9 @@ def run(capsys):
         code = main(list(map(str, argv)))
         return (code, *capsys.readouterr())
 
-    return command
+    threads = torch.get_num_threads()
+    yield command
+    torch.set_num_threads(threads)  # `--threads` is for the process
 
 
 @pytest.fixture
