@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRITON = sorted((ROOT / "kernels").glob("*_triton.py"))
 skip_cell_module = importlib.import_module("ftso_fast.kernels.skip_cell")
 triton_op = torch.ops.ftso_fast.skip_cell_triton
+INTERPRETED = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
 
 
 def run(arguments, **variables):
@@ -32,11 +33,11 @@ def run(arguments, **variables):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_interpreted(tmp_path):
-    """tests/gpu by Triton's interpreter; what it shows is what docs/verified.json says."""
+@pytest.mark.parametrize("path", INTERPRETED, ids=lambda p: p.stem)
+def test_interpreted(path, tmp_path):
+    """Each file of tests/gpu by Triton's interpreter; what it shows is what docs/verified.json says."""
     passed = tmp_path / "passed.json"
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "tests" / "gpu"]
-    code, said = run(command, TRITON_INTERPRET="1", FTSO_VERIFIED=passed)
+    code, said = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", path], TRITON_INTERPRET="1", FTSO_VERIFIED=passed)
     assert code == 0, said[-6000:]
     documented = json.loads(verification.VERIFIED.read_text())["tests"]
     shown = json.loads(passed.read_text())
