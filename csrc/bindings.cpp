@@ -211,9 +211,9 @@ PYBIND11_MODULE(_C, m) {
     counted("folded_conv",
             [&] { return ftso::folded_conv(spec, planes(x), w.data(), b.data(), planes(plus), planes(y), threads); });
   });
-  m.def("populate", [](uintptr_t pages, int64_t bytes, int threads) {
+  m.def("populate", [](uintptr_t pages, int64_t bytes, double patience, int threads) {
     py::gil_scoped_release release;
-    ftso::populate(at<char>(pages), bytes, threads);
+    return ftso::populate(at<char>(pages), bytes, patience, threads);
   });
   m.def("calls", [] { return calls; });
   m.def("reset_calls", [] { calls.clear(); });

@@ -100,8 +100,10 @@ struct FoldedConv {
 };
 const char* folded_conv(const FoldedConv& spec, Planes x, const float* const* weights, const float* const* biases,
                         Planes plus, Planes y, int threads);
-// Has the system hand over untouched pages at once, where it can: half the time of a fault for each.
-void populate(char* pages, int64_t bytes, int threads);
+// Has the system hand over untouched pages at once: half the time of a fault for each. Huge ones as long as each takes
+// `patience` seconds or less on average, then small ones. Returns whether all are huge; false where the system does not
+// hand over any.
+bool populate(char* pages, int64_t bytes, double patience, int threads);
 const char* fma_peak(int64_t rounds, double* operations, int threads);  // `rounds` on each thread, all at once
 
 }  // namespace ftso

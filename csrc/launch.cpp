@@ -2,6 +2,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <vector>
 
 #include "aligned.h"
@@ -57,12 +59,27 @@ void over_images(int64_t B, int threads, int64_t scratch_floats, Work work) {
 
 }  // namespace
 
-void populate([[maybe_unused]] char* pages, [[maybe_unused]] int64_t bytes, [[maybe_unused]] int threads) {
+bool populate([[maybe_unused]] char* pages, [[maybe_unused]] int64_t bytes, [[maybe_unused]] double patience,
+              [[maybe_unused]] int threads) {
 #ifdef MADV_POPULATE_WRITE
-  constexpr int64_t kPart = 4 << 20;
-  over_chunks_of_work((bytes + kPart - 1) / kPart, threads, [=](int64_t i) {
-    madvise(pages + i * kPart, static_cast<size_t>(std::min(kPart, bytes - i * kPart)), MADV_POPULATE_WRITE);
+  constexpr int64_t kPart = 2 << 20;  // a huge page
+  constexpr double kFirst = 8;        // as many may take as long as they like, all together
+  std::atomic<double> left = kFirst * patience;
+  std::atomic<bool> huge = true;
+  over_chunks_of_work((bytes + kPart - 1) / kPart, threads, [&](int64_t i) {
+    char* const part = pages + i * kPart;
+    const size_t n = static_cast<size_t>(std::min(kPart, bytes - i * kPart));
+    if (!huge) madvise(part, n, MADV_NOHUGEPAGE);
+    const auto start = std::chrono::steady_clock::now();
+    const bool there = !madvise(part, n, MADV_POPULATE_WRITE);
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    double before = left;
+    while (!left.compare_exchange_weak(before, before + patience - taken.count())) continue;
+    if (!there || before + patience < taken.count()) huge = false;
   });
+  return huge;
+#else
+  return false;
 #endif
 }
 

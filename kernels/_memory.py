@@ -22,31 +22,33 @@ from ._backend import core, requested
 
 HUGE_PAGE = 2 << 20
 SMALL, PAGE, REGION = 1 << 18, 1 << 10, 1 << 23  # floats: torch allocates below SMALL; a region at least
+PATIENCE = 1e-3  # seconds: a huge page takes a quarter of that; where a host is asked for it, 4 to 10 times that
 MAPS = hasattr(mmap, "MADV_HUGEPAGE")  # Linux: a range of addresses costs no memory until it is touched
 
 
-def _pages(floats: int, huge: bool = True) -> tuple[mmap.mmap, int]:
-    """Untouched pages, and where among their bytes the first huge one begins. Raises OSError."""
+def _pages(floats: int) -> tuple[mmap.mmap, int]:
+    """Untouched pages, huge ones where the system has them, and where among their bytes the first of these begins.
+    Raises OSError."""
     pages = mmap.mmap(-1, 4 * floats + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a system without huge ones
-        pages.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return pages, -torch.frombuffer(pages, dtype=torch.uint8).data_ptr() % HUGE_PAGE
 
 
-def fresh(floats: int, huge: bool) -> Tensor:
-    """Uninitialised float32: in huge pages, or in small ones that the system has handed over.
+def fresh(floats: int, brief: bool) -> tuple[Tensor, bool]:
+    """Uninitialised float32, and whether all of it is meant to lie in huge pages.
 
-    Kernels run 7 % faster in huge pages. But a virtual machine may give its host back what it does not use, which it
-    does in huge pages alone: a first touch of one then takes five to ten times as long as that of the small ones in its
-    place, where both are the machine's own half as long.
+    Kernels run 7 % faster in huge pages, and a machine of its own hands them over in a third of the time of small ones.
+    But a virtual machine may give its host back what it does not use, which it does in huge pages alone: the first
+    touch of one then takes thirty times as long. So for brief use the system hands pages over at once, and small ones
+    as soon as the huge ones take their time.
     """
     if not MAPS:
-        return torch.empty(floats)
-    pages, begin = _pages(floats, huge)
+        return torch.empty(floats), True
+    pages, begin = _pages(floats)
     memory = torch.frombuffer(pages, dtype=torch.float32, count=floats, offset=begin)
-    if not huge:
-        core().populate(memory.data_ptr(), 4 * floats, torch.get_num_threads())
-    return memory
+    huge = not brief or core().populate(memory.data_ptr(), 4 * floats, PATIENCE, torch.get_num_threads())
+    return memory, huge
 
 
 class _Region:

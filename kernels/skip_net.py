@@ -165,19 +165,19 @@ def check(
 
 
 class _Workspace:
-    """A planned network and its arena; back in `_free` when its last user is gone. The arena moves to huge pages once
-    they are worth their first touch."""
+    """A planned network and its arena; back in `_free` when its last user is gone. An arena that was not given huge
+    pages moves to them once they are worth their first touch."""
 
     def __init__(self, key: tuple[int, ...]) -> None:
         self.key = key
         self.net = core().SkipNet(*key)
-        self.arena = fresh(self.net.arena_floats(), huge=False)
+        self.arena, self.huge = fresh(self.net.arena_floats(), brief=True)
         self.passes = 0
 
     def begin_pass(self) -> None:
-        if self.passes == BRIEF:
+        if self.passes == BRIEF and not self.huge:
             del self.arena  # before its successor, not beside it
-            self.arena = fresh(self.net.arena_floats(), huge=True)
+            self.arena, self.huge = fresh(self.net.arena_floats(), brief=False)
         self.passes += 1
 
 

@@ -106,12 +106,13 @@ def test_passes_that_overlap_do_not_share_memory():
         assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(out, args[1:3]), wanted, strict=True))
 
 
-def test_fresh_and_reused_memory_and_its_huge_pages_give_the_same_bytes(monkeypatch):
+@pytest.mark.parametrize("huge", [False, True])
+def test_fresh_and_reused_memory_and_its_huge_pages_give_the_same_bytes(huge, monkeypatch):
     asked = []
 
-    def fresh(floats, huge):
-        asked.append(huge)
-        return torch.full((floats,), torch.nan)
+    def fresh(floats, brief):
+        asked.append(brief)
+        return torch.full((floats,), torch.nan), huge
 
     monkeypatch.setattr(skip_net_module, "fresh", fresh)
     kernels.release_memory()
@@ -119,7 +120,7 @@ def test_fresh_and_reused_memory_and_its_huge_pages_give_the_same_bytes(monkeypa
     for i in range(1, skip_net_module.BRIEF + 2):
         gradients(*arguments(i))
         assert all(torch.equal(a, b) for a, b in zip(first, gradients(*arguments()), strict=True))
-    assert asked == [False, True]
+    assert asked == [True] if huge else [True, False]
     kernels.release_memory()
 
 
