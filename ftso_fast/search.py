@@ -208,17 +208,23 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name or "cpu")
 
 
+_left_alone = False
+
+
 @contextmanager
 def earlier_objects_left_alone() -> Iterator[None]:
     """Within the block the garbage collector passes over what was there before: going through PyTorch's own objects
-    once takes as long as the steps of a one-iteration search."""
-    if gc.get_freeze_count():  # the caller's own, which `unfreeze` would undo
+    once takes as long as the steps of a one-iteration search. So does counting them, if they are passed over."""
+    global _left_alone
+    if _left_alone or gc.get_freeze_count():  # a block's around this one, or the caller's own: `unfreeze` would undo it
         yield
         return
     gc.freeze()
+    _left_alone = True
     try:
         yield
     finally:
+        _left_alone = False
         gc.unfreeze()
 
 

@@ -16,6 +16,7 @@ from searching import NORMAL_CELLS, SMALL, Run, arrays, batches, document, small
 from torch.utils.data import DataLoader, TensorDataset
 
 from ftso_fast import DataError, NumericalError, UsageError, kernels
+from ftso_fast.search import earlier_objects_left_alone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,6 +96,13 @@ def test_the_garbage_collector_goes_on_as_it_was():
         assert gc.get_freeze_count() > before / 2  # the caller's own stay
     finally:
         gc.unfreeze()
+    with earlier_objects_left_alone():
+        before = gc.get_freeze_count()
+        with pytest.MonkeyPatch.context() as patch:  # to count them is to go through them
+            patch.setattr(gc, "get_freeze_count", lambda: pytest.fail("objects were counted"))
+            small()
+        assert gc.get_freeze_count() > before / 2
+    assert gc.get_freeze_count() == 0
 
 
 # -- kernels
