@@ -101,8 +101,8 @@ struct FoldedConv {
 const char* folded_conv(const FoldedConv& spec, Planes x, const float* const* weights, const float* const* biases,
                         Planes plus, Planes y, int threads);
 // Has the system hand over untouched pages at once: half the time of a fault for each. Huge ones as long as each takes
-// `patience` seconds or less on average, then small ones. Returns whether all are huge; false where the system does not
-// hand over any.
+// `patience` seconds or less on average, then small ones. Returns whether all are huge; where the
+// system hands none over they are to be small, as they are touched.
 bool populate(char* pages, int64_t bytes, double patience, int threads);
 const char* fma_peak(int64_t rounds, double* operations, int threads);  // `rounds` on each thread, all at once
 

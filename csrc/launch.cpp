@@ -63,7 +63,7 @@ bool populate([[maybe_unused]] char* pages, [[maybe_unused]] int64_t bytes, [[ma
               [[maybe_unused]] int threads) {
 #ifdef MADV_POPULATE_WRITE
   constexpr int64_t kPart = 2 << 20;  // a huge page
-  constexpr double kFirst = 8;        // as many may take as long as they like, all together
+  constexpr double kFirst = 8;        // parts' patience to begin with: single ones may be slow
   std::atomic<double> left = kFirst * patience;
   std::atomic<bool> huge = true;
   over_chunks_of_work((bytes + kPart - 1) / kPart, threads, [&](int64_t i) {
@@ -79,6 +79,9 @@ bool populate([[maybe_unused]] char* pages, [[maybe_unused]] int64_t bytes, [[ma
   });
   return huge;
 #else
+#ifdef MADV_NOHUGEPAGE
+  madvise(pages, static_cast<size_t>(bytes), MADV_NOHUGEPAGE);
+#endif
   return false;
 #endif
 }

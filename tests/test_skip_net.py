@@ -120,7 +120,7 @@ def test_fresh_and_reused_memory_and_its_huge_pages_give_the_same_bytes(huge, mo
     for i in range(1, skip_net_module.BRIEF + 2):
         gradients(*arguments(i))
         assert all(torch.equal(a, b) for a, b in zip(first, gradients(*arguments()), strict=True))
-    assert asked == [True] if huge else [True, False]
+    assert asked == ([True] if huge else [True, False])
     kernels.release_memory()
 
 
