@@ -4,10 +4,14 @@ A draw is a pure function of (seed, stream, epoch, index of the image): never of
 in, of the number of workers, or of what was drawn before. A resumed search needs no stored generator state.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+
+from .kernels import cropped
 
 __all__ = ["ARCHITECTURE", "BOTH", "SPLIT", "WEIGHTS", "augment", "cut_out", "draws", "halves", "normalised", "order"]
 
@@ -71,13 +75,22 @@ def augment(images: NDArray[np.uint8], seed: int, stream: int, epoch: int, index
     span = np.uint64(2 * PAD + 1)
     rows = ((bits >> np.uint64(40)) * span) >> np.uint64(24)
     columns = (((bits >> np.uint64(16)) & np.uint64(0xFFFFFF)) * span) >> np.uint64(24)
+    rows, columns, flip = rows.astype(np.int64), columns.astype(np.int64), (bits & np.uint64(1)).astype(bool)
+    if (found := cropped(images, rows, columns, flip, PAD, _value_of_every_byte(channels))) is not None:
+        return found
     padded = np.zeros((count, height + 2 * PAD, width + 2 * PAD, channels), np.uint8)
     padded[:, PAD:-PAD, PAD:-PAD] = images
     windows = sliding_window_view(padded, (height, width), axis=(1, 2))
-    crops = np.ascontiguousarray(windows[np.arange(count), rows.astype(np.int64), columns.astype(np.int64)])
-    flip = (bits & np.uint64(1)).astype(bool)
+    crops = np.ascontiguousarray(windows[np.arange(count), rows, columns])
     crops[flip] = crops[flip][..., ::-1]
     return normalised(crops)
+
+
+@cache
+def _value_of_every_byte(channels: int) -> torch.Tensor:
+    """What `normalised` makes of each byte in each channel, C,256."""
+    every = np.tile(np.arange(256, dtype=np.uint8), channels)
+    return normalised(every.reshape(1, channels, 1, 256)).view(channels, 256)
 
 
 def normalised(

@@ -116,11 +116,14 @@ def check_labels(labels: NDArray[np.int64], classes: int, where: str) -> None:
         )
 
 
-def check_batch(batch: Batch, where: str, shape: Shape | None, classes: int | None) -> None:
+def check_batch(
+    batch: Batch, where: str, shape: Shape | None, classes: int | None, of_bytes: bool = False
+) -> None:  # fmt: skip
     """DataError unless the batch is fit for the search; `where` names it in the message.
 
     images float32 B,C,H,W: B >= 2, C in {1, 3}, H and W multiples of 4, all finite, C,H,W equal to `shape` if
     given; labels B, below `classes` if given (label_array has already checked that they are whole and >= 0).
+    of_bytes: the images were bytes, and so are finite.
     """
     images, labels = batch.images, batch.labels
     size = tuple(images.shape)
@@ -144,7 +147,7 @@ def check_batch(batch: Batch, where: str, shape: Shape | None, classes: int | No
     if classes is not None:
         check_labels(labels.cpu().numpy(), classes, where)
     # NaN passes through both, and is a tenth of the price of a sum in float64.
-    if images.numel() and not all(torch.isfinite(end) for end in torch.aminmax(images)):
+    if not of_bytes and images.numel() and not all(torch.isfinite(end) for end in torch.aminmax(images)):
         raise DataError(f"{where}: images hold NaN or infinity: clean the data or check the normalisation.")
 
 
@@ -168,7 +171,7 @@ class Finish:
                 pixels.astype(np.uint8, copy=False), self.seed, stream, epoch, np.resize(index, len(pixels))
             )
         batch = Batch(images.to(torch.float32), labels)
-        check_batch(batch, where, self.shape, self.classes)
+        check_batch(batch, where, self.shape, self.classes, bytewise)
         if self.shape is None:
             self.shape = (images.shape[1], images.shape[2], images.shape[3])
             if bytewise:

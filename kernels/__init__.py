@@ -16,6 +16,7 @@ from ._backend import (
     use_isa,
 )
 from ._memory import room
+from .crops import cropped
 from .folded_conv import fold_batch_norm, folded_conv
 from .mixed_cell import mixed_cell, strides_of
 from .node_sum import node_sum
@@ -38,6 +39,7 @@ __all__ = [
     "cannot",
     "channel_shuffle",
     "choose",
+    "cropped",
     "dil_conv",
     "factorized_reduce",
     "flat_weights",

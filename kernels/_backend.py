@@ -44,6 +44,11 @@ def core() -> Any:
     return _C
 
 
+def built() -> bool:
+    """Whether the compiled core is there."""
+    return _C is not None
+
+
 def cuda_module() -> Any:
     """The compiled CUDA kernels. Raises BackendError where they were not built."""
     if reason := _absent("cuda"):

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from ftso_fast.kernels import cropped
 
 from ftso_fast.augment import MEAN, STD, WEIGHTS, augment, draws, halves, order
 
@@ -114,6 +115,38 @@ def test_strided_images_are_read_rightly():
     view = planes.transpose(0, 2, 3, 1)
     a, b = (augment(x, 0, 1, 0, np.arange(5)) for x in (view, np.ascontiguousarray(view)))
     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 1), (5, 8, 12, 3), (33, 32, 32, 3), (40, 3, 5, 1), (2, 1, 1, 3)])
+def test_the_compiled_pass_gives_the_bytes_of_numpy(shape, monkeypatch):
+    images, key = pixels(*shape), (1, WEIGHTS, 2, np.arange(shape[0]))
+    threads, found = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "empty", lambda *size: torch.full(size, torch.nan))
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        found.append(augment(images, *key))
+    torch.set_num_threads(threads)
+    monkeypatch.setattr("ftso_fast.augment.cropped", lambda *arguments: None)
+    wanted = augment(images, *key)
+    assert all(torch.equal(own, wanted) for own in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"images": np.zeros((2, 4, 4, 3), np.float32)}, "images: expected uint8, got float32"),
+        ({"rows": np.array([0, 9])}, "rows: expected 0 to 8, got 0 to 9"),
+        ({"columns": np.array([-1, 3])}, "columns: expected 0 to 8, got -1 to 3"),
+        ({"columns": np.zeros(3, np.int64)}, "columns: expected 2 of int64"),
+        ({"flips": np.zeros(2, np.int64)}, "flips: expected 2 of bool"),
+        ({"values": torch.zeros(1, 256)}, r"values: expected float32 of shape \(3, 256\)"),
+    ],
+)
+def test_what_cannot_be_cropped_meets_a_sentence(changes, sentence):
+    zeros = np.zeros(2, np.int64)
+    given = {"images": pixels(2, 4, 4, 3), "rows": zeros, "columns": zeros, "flips": zeros.astype(bool), "pad": 4}
+    with pytest.raises(ValueError, match=sentence):
+        cropped(**given | {"values": torch.zeros(3, 256)} | changes)
 
 
 @pytest.mark.parametrize("counts", [[5, 5], [3, 3, 3, 3], [1, 7, 2, 9, 1], [50], [4, 0, 5]])
