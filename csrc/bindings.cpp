@@ -52,6 +52,7 @@ void count_stages(const ftso::SkipNet& net) {
 void net_forward(ftso::SkipNet& net, uintptr_t memory, bool with_weights, uintptr_t images, const Addresses& weights,
                  uintptr_t edges_normal, uintptr_t edges_reduce, uintptr_t logits, int threads) {
   const std::vector<float*> w = pointers(weights);
+  net.begin_launches();
   {
     py::gil_scoped_release release;
     net.forward(at<float>(memory), with_weights, at<const float>(images), w.data(), at<const float>(edges_normal),
@@ -64,6 +65,7 @@ void net_backward(ftso::SkipNet& net, uintptr_t memory, uintptr_t images, const 
                   uintptr_t edges_normal, uintptr_t edges_reduce, uintptr_t d_logits, uintptr_t d_edges_normal,
                   uintptr_t d_edges_reduce, const Addresses& d_weights, int threads) {
   const std::vector<float*> w = pointers(weights), dw = pointers(d_weights);
+  net.begin_launches();
   {
     py::gil_scoped_release release;
     net.backward(at<float>(memory), at<const float>(images), w.data(), at<const float>(edges_normal),
@@ -71,6 +73,20 @@ void net_backward(ftso::SkipNet& net, uintptr_t memory, uintptr_t images, const 
                  at<float>(d_edges_reduce), dw.empty() ? nullptr : dw.data(), threads);
   }
   count_stages(net);
+}
+
+std::pair<double, double> net_loss_and_gradient(ftso::SkipNet& net, const ftso::Searched& searched, uintptr_t memory,
+                                                uintptr_t images, uintptr_t labels, uintptr_t d_normal,
+                                                uintptr_t d_reduce, int threads) {
+  ftso::Found found;
+  net.begin_launches();
+  {
+    py::gil_scoped_release release;
+    found = ftso::loss_and_gradient(net, at<float>(memory), at<const float>(images), at<const int64_t>(labels),
+                                    searched, {at<double>(d_normal), at<double>(d_reduce)}, threads);
+  }
+  count_stages(net);
+  return {found.loss, found.size};
 }
 
 void bind_search_step(py::module_& m) {
@@ -90,14 +106,17 @@ void bind_search_step(py::module_& m) {
     ftso::adam(n, at<double>(x), at<const double>(gradient), at<double>(first), at<double>(second),
                {lr, decay_1, decay_2, eps, weight_decay, steps});
   });
-  m.def("sgd", [](const std::vector<int64_t>& sizes, const Addresses& weights, const Addresses& velocities,
-                  const Addresses& gradients, double lr, double momentum, double weight_decay, double limit,
-                  bool nesterov) {
-    std::vector<ftso::Moved> tensors;
-    for (size_t i = 0; i < sizes.size(); ++i)
-      tensors.push_back({sizes[i], at<float>(weights[i]), at<float>(velocities[i]), at<const float>(gradients[i])});
-    return ftso::sgd(tensors, {lr, momentum, weight_decay, limit, nesterov});
-  });
+  using Weight = std::tuple<int64_t, uintptr_t, uintptr_t, uintptr_t>;  // values, parameters, velocity, gradient
+  py::class_<ftso::Searched>(m, "Searched")
+      .def(py::init([](uintptr_t normal, uintptr_t reduce, const std::vector<Weight>& weights) {
+        ftso::Searched searched{{at<const double>(normal), at<const double>(reduce)}, {}};
+        for (const auto& [n, w, velocity, gradient] : weights)
+          searched.weights.push_back({n, at<float>(w), at<float>(velocity), at<float>(gradient)});
+        return searched;
+      }))
+      .def("sgd",
+           [](const ftso::Searched& searched, double lr, double momentum, double weight_decay, double limit,
+              bool nesterov) { return ftso::sgd(searched.weights, {lr, momentum, weight_decay, limit, nesterov}); });
 }
 
 // Planes as (address, floats from image to image, floats from channel to channel).
@@ -199,6 +218,7 @@ PYBIND11_MODULE(_C, m) {
              return found;
            })
       .def("forward", &net_forward)
+      .def("loss_and_gradient", &net_loss_and_gradient)
       .def("backward", &net_backward);
   bind_node(m);
   bind_search_step(m);

@@ -201,7 +201,6 @@ const char* SkipNet::forward(float* memory, bool with_weights, const float* imag
                 pooled_.data(), nullptr,
                 nullptr,        with_weights,
                 false};
-  launches_.clear();
   pack_all(weights, threads);
   const auto clear = [](Aligned<double>& sums) { std::fill(sums.begin(), sums.end(), 0.0); };
   const auto finish = [&](int tensor) {
@@ -254,7 +253,6 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
                 with_edges ? dots_.data() : nullptr,
                 with_weights,
                 true};
-  launches_.clear();
   const auto clear = [](auto& values) { std::fill(values.begin(), values.end(), 0); };
   for (Tensor& t : tensors_) clear(t.back_sums);
   for (Cell& c : cells_) clear(c.back_sums);

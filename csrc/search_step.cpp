@@ -99,4 +99,26 @@ double sgd(const std::vector<Moved>& tensors, const Sgd& rule) {
   return norm;
 }
 
+Found loss_and_gradient(SkipNet& net, float* memory, const float* images, const int64_t* labels,
+                        const Searched& searched, double* const (&d_betas)[2], int threads) {
+  const int64_t B = net.spec().B, classes = net.spec().classes;
+  const bool by_betas = d_betas[0];
+  std::vector<const float*> weights;
+  std::vector<float*> d_weights;
+  for (const Moved& t : searched.weights) weights.push_back(t.w), d_weights.push_back(t.gradient);
+  float edges[2][kEdges], d_edges[2][kEdges];
+  for (int type = 0; type < 2; ++type) edge_weights(searched.betas[type], edges[type]);
+  std::vector<float> logits(B * classes), d_logits(B * classes);
+  net.forward(memory, !by_betas, images, weights.data(), edges[0], edges[1], logits.data(), threads);
+  const double loss = cross_entropy(B, classes, logits.data(), labels, d_logits.data());
+  net.backward(memory, images, weights.data(), edges[0], edges[1], d_logits.data(), by_betas ? d_edges[0] : nullptr,
+               by_betas ? d_edges[1] : nullptr, by_betas ? nullptr : d_weights.data(), threads);
+  double size = 0;
+  for (int type = 0; by_betas && type < 2; ++type) {
+    edge_weights_bwd(searched.betas[type], d_edges[type], d_betas[type]);
+    for (int e = 0; e < kEdges; ++e) size += std::abs(d_betas[type][e]);
+  }
+  return {loss, size};
+}
+
 }  // namespace ftso

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "skip_net.h"
+
 namespace ftso {
 
 // Of one cell type: softmax of the 14 betas among each node's edges, and from the edges' gradients the betas'.
@@ -26,8 +28,7 @@ void adam(int64_t n, double* x, const double* gradient, double* first, double* s
 // One tensor of n values: parameters, their velocity, gradient.
 struct Moved {
   int64_t n;
-  float *w, *velocity;
-  const float* gradient;
+  float *w, *velocity, *gradient;
 };
 struct Sgd {
   double lr, momentum, weight_decay, limit;  // limit: on the gradients' common 2-norm
@@ -35,5 +36,20 @@ struct Sgd {
 };
 // Moves all weights, unless the norm, which is returned, is not finite.
 double sgd(const std::vector<Moved>& tensors, const Sgd& rule);
+
+// What a search moves: the betas of normal and of reduction cells, and the weights as SkipNet takes them.
+struct Searched {
+  const double* betas[2];
+  std::vector<Moved> weights;
+};
+
+// Mean cross entropy of a batch, and its gradient by both betas; where `d_betas` are null, by the weights, into theirs.
+// Both passes' launches are then the network's. size: the sum of the betas' absolute gradients, not finite where one
+// of them is not.
+struct Found {
+  double loss, size;
+};
+Found loss_and_gradient(SkipNet& net, float* memory, const float* images, const int64_t* labels,
+                        const Searched& searched, double* const (&d_betas)[2], int threads);
 
 }  // namespace ftso

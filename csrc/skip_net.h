@@ -22,6 +22,7 @@ class SkipNet {
     int64_t B, H, W, in_channels, channels, cells, k, classes, precision;
   };
   explicit SkipNet(const Spec& spec);
+  const Spec& spec() const { return spec_; }
 
   // Floats of the one arena that a forward and its backward pass work in. Its buffers share room as their lifetimes
   // allow, so a backward pass uses up what forward left.
@@ -45,8 +46,8 @@ class SkipNet {
   // each the sum of gradient times value.
   std::vector<double> input_sums(int64_t cell, int input) const;
 
-  // The last pass's launches, in order; between any two, a batch norm's sums are finished. work: what its text
-  // computes and moves at least, padding included.
+  // The passes' launches since begin_launches(), in order; between any two, a batch norm's sums are finished. work:
+  // what its text computes and moves at least, padding included.
   struct Work {
     double flops, bytes;
   };
@@ -55,6 +56,7 @@ class SkipNet {
     double seconds;
     Work work;
   };
+  void begin_launches() { launches_.clear(); }
   const std::vector<Launch>& launches() const { return launches_; }
 
  private:

@@ -1,11 +1,13 @@
 """The skip-only network's search steps on the cpu backend: no autograd, and few calls of PyTorch behind a pass."""
 
 import math
+from collections import deque
 
 import torch
 from torch import Tensor
 
 from . import kernels
+from .config import SearchConfig
 from .data import Batch
 from .run import Run
 from .supernet import SuperNet
@@ -15,54 +17,59 @@ class CpuRun(Run):
     """`Run`, whose steps on batches that the cpu backend takes are calls of its own."""
 
     net: SuperNet
-    gradient_by_weights: list[Tensor] | None = None
-    taken = False  # of the last architecture gradient: whether it was the backend's
+    gradients: deque[list[Tensor]]
+    """By the betas: the last one, and room for the next."""
+    step: kernels.SearchStep | None = None
+    taken: float | None = None  # of the last architecture gradient: its size, if it was the backend's
+
+    def __init__(self, net: SuperNet, config: SearchConfig, order: int = 1) -> None:
+        super().__init__(net, config, order)
+        self.gradients = deque([torch.zeros_like(t) for t in self.before] for _ in range(2))
 
     def architecture_gradient(self, batch: Batch) -> tuple[float, list[Tensor]]:
         """`Run.architecture_gradient`."""
-        self.taken = self._takes(batch)
-        return self._loss_and_gradient(batch) if self.taken else super().architecture_gradient(batch)
+        step = self._step_for(batch)
+        self.taken = None
+        if step is None:
+            return super().architecture_gradient(batch)
+        into = self.gradients.popleft()
+        self.gradients.append(into)
+        loss, self.taken = step.gradient_by_betas(batch.images, batch.labels, into, self.net.precision)
+        return loss, into
+
+    def size_of(self, grads: list[Tensor]) -> float:
+        """`Run.size_of`."""
+        return super().size_of(grads) if self.taken is None else self.taken
 
     def move_architecture(self, grads: list[Tensor]) -> None:
         """`Run.move_architecture`."""
         adam = self.adam
-        if not self.taken:
+        if self.step is None or self.taken is None:
             super().move_architecture(grads)
             return
         adam.steps += 1
-        moments = adam.first, adam.second
-        kernels.move_architecture(
-            self.arch, grads, moments, adam.lr, adam.betas, adam.eps, adam.weight_decay, adam.steps
-        )
+        self.step.move_betas(grads, adam.lr, adam.betas, adam.eps, adam.weight_decay, adam.steps)
 
     def move_weights(self, batch: Batch, lr: float) -> tuple[float, bool]:
         """`Run.move_weights`."""
-        if not self._takes(batch):
+        step, sgd = self._step_for(batch), self.sgd
+        if step is None:
             return super().move_weights(batch, lr)
-        sgd = self.sgd
-        if self.gradient_by_weights is None:
-            self.gradient_by_weights = _zeros_like(self.weights)
-        if sgd.velocity is None:
-            sgd.velocity = _zeros_like(self.weights)
-        loss, gradient = self._loss_and_gradient(batch, self.gradient_by_weights)
-        limit = self.config.grad_clip
-        norm = kernels.move_weights(
-            self.weights, sgd.velocity, gradient, lr, limit, sgd.momentum, sgd.weight_decay, sgd.nesterov
-        )
+        loss = step.gradient_by_weights(batch.images, batch.labels, self.net.precision)
+        norm = step.move_weights(lr, self.config.grad_clip, sgd.momentum, sgd.weight_decay, sgd.nesterov)
         return loss, math.isfinite(norm)
 
-    def _loss_and_gradient(self, batch: Batch, into: list[Tensor] | None = None) -> tuple[float, list[Tensor]]:
-        net = self.net
-        return kernels.loss_and_gradient(
-            batch.images, batch.labels, net.betas(), self.weights, net.spec, net.precision, into
-        )
-
-    def _takes(self, batch: Batch) -> bool:
-        return self.net.kernels_for(batch.images) == "cpu" and all(w.is_contiguous() for w in self.weights)
-
-
-def _zeros_like(tensors: list[Tensor]) -> list[Tensor]:
-    """Contiguous, in one piece."""
-    flat = torch.zeros(sum(t.numel() for t in tensors), dtype=tensors[0].dtype)
-    pieces = flat.split([t.numel() for t in tensors])
-    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+    def _step_for(self, batch: Batch) -> kernels.SearchStep | None:
+        """What makes steps on such a batch; None where the backend does not take it."""
+        if self.net.kernels_for(batch.images) != "cpu":
+            return None
+        if self.step is None or not self.step.in_place():
+            adam, sgd = self.adam, self.sgd
+            if sgd.velocity is None:
+                sgd.velocity = kernels.zeros_in_one_piece(self.weights)
+            if not all(t.is_contiguous() for t in (*self.weights, *sgd.velocity)):
+                return None
+            self.step = kernels.SearchStep(
+                self.arch, (adam.first, adam.second), self.weights, sgd.velocity, self.net.spec
+            )
+        return self.step

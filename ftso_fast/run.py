@@ -134,14 +134,18 @@ class Run:
     def _move(self, loss: float, grads: list[Tensor], batch: Batch) -> None:
         if self.config.arch_grad_clip is not None:
             clip_norm(grads, self.config.arch_grad_clip)
-        values = [value for g in grads for value in g.flatten().tolist()]
-        self._record(0, loss, all(map(math.isfinite, values)))
-        if not any(values):
+        size = self.size_of(grads)
+        self._record(0, loss, math.isfinite(size))
+        if not size:
             raise self._nothing_to_follow()
         if not self.adam.steps and self.net.precision != "float32":
             self.rounding = self._rounding(batch, grads)
         self.gradient = grads
         self.move_architecture(grads)
+
+    def size_of(self, grads: list[Tensor]) -> float:
+        """The sum of the absolute gradients by betas and alphas; not finite where one of them is not."""
+        return sum(abs(value) for g in grads for value in g.flatten().tolist())
 
     def move_architecture(self, grads: list[Tensor]) -> None:
         """Adam's step."""

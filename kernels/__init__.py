@@ -22,7 +22,7 @@ from .mixed_cell import mixed_cell, strides_of
 from .node_sum import node_sum
 from .partial_mix import mixed_weights, partial_mix
 from .relu_conv_bn import factorized_reduce, relu_conv_bn
-from .search_step import loss_and_gradient, move_architecture, move_weights
+from .search_step import SearchStep, zeros_in_one_piece
 from .sep_conv import dil_conv, sep_conv
 from .skip_cell import channel_shuffle, skip_cell
 from .skip_net import PRECISIONS, NetSpec, cannot, flat_weights, release_memory, skip_net
@@ -33,6 +33,7 @@ __all__ = [
     "BackendError",
     "Launch",
     "NetSpec",
+    "SearchStep",
     "available_isas",
     "backends",
     "calls",
@@ -47,11 +48,8 @@ __all__ = [
     "folded_conv",
     "isa",
     "lacks",
-    "loss_and_gradient",
     "mixed_cell",
     "mixed_weights",
-    "move_architecture",
-    "move_weights",
     "node_sum",
     "partial_mix",
     "release_memory",
@@ -65,4 +63,5 @@ __all__ = [
     "trace",
     "use_backend",
     "use_isa",
+    "zeros_in_one_piece",
 ]

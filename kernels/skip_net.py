@@ -15,7 +15,7 @@ statistics, nothing else. On a GPU the same stages are kernels of their own (`sk
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -127,6 +127,13 @@ def check(
     backend: str,
 ) -> None:
     """`skip_net`'s arguments. Raises what it raises."""
+    check_images(images, spec, precision, backend)
+    device = torch.device("cpu") if backend == "cpu" else images.device
+    check_tensors(images.shape[1], {"edges_normal": edges_normal, "edges_reduce": edges_reduce}, weights, spec, device)
+
+
+def check_images(images: Tensor, spec: NetSpec, precision: str, backend: str) -> None:
+    """Of `skip_net`'s arguments those that say what is to be done on which images."""
     for name, value in spec._asdict().items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"skip_net: {name}: expected a positive whole number, got {value!r}")
@@ -146,22 +153,29 @@ def check(
     known = PRECISIONS if backend == "cpu" else PRECISIONS[:1]
     if precision not in known:
         raise ValueError(f"skip_net: precision: expected one of {', '.join(known)}, got {precision!r}")
-    device = torch.device("cpu") if backend == "cpu" else images.device
+    _check_tensor("images", images, tuple(images.shape), torch.device("cpu") if backend == "cpu" else images.device)
+
+
+def check_tensors(
+    in_channels: int, edges: Mapping[str, Tensor], weights: Sequence[Tensor], spec: NetSpec, device: torch.device
+) -> None:
+    """The network's own tensors: `edges`, (14,) by name, and `weights`."""
     classes = weights[-1].shape[0] if weights and weights[-1].dim() else 0
-    shapes = weight_shapes(images.shape[1], classes, spec)
+    shapes = weight_shapes(in_channels, classes, spec)
     if len(weights) != len(shapes):
         raise ValueError(f"skip_net: weights: expected {len(shapes)} tensors, got {len(weights)}")
-    wanted: list[tuple[str, Tensor, tuple[int, ...]]] = [
-        ("edges_normal", edges_normal, (14,)),
-        ("edges_reduce", edges_reduce, (14,)),
-    ]
-    wanted += [(f"weights[{i}]", w, shape) for i, (w, shape) in enumerate(zip(weights, shapes, strict=True))]
-    for name, tensor, shape in [("images", images, tuple(images.shape)), *wanted]:
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"skip_net: {name}: expected shape {shape}, got {tuple(tensor.shape)}")
-        if tensor.dtype != torch.float32 or tensor.device != device:
-            where = "the cpu" if device.type == "cpu" else str(device)
-            raise TypeError(f"skip_net: {name}: expected float32 on {where}, got {tensor.dtype} on {tensor.device}")
+    for name, own in edges.items():
+        _check_tensor(name, own, (14,), device)
+    for i, (w, shape) in enumerate(zip(weights, shapes, strict=True)):
+        _check_tensor(f"weights[{i}]", w, shape, device)
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"skip_net: {name}: expected shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype != torch.float32 or tensor.device != device:
+        where = "the cpu" if device.type == "cpu" else str(device)
+        raise TypeError(f"skip_net: {name}: expected float32 on {where}, got {tensor.dtype} on {tensor.device}")
 
 
 class _Workspace:

@@ -1,6 +1,7 @@
 """A search's steps on the cpu backend, which take no autograd, against the plain ones, which do."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -90,16 +91,18 @@ def test_adam_is_the_plain_one():
     ours = [torch.randn(14, generator=g, dtype=torch.float64) for _ in range(2)]
     moments = [torch.zeros_like(t) for t in ours], [torch.zeros_like(t) for t in ours]
     plain = Adam([t.clone() for t in ours], 0.06, (0.5, 0.999), 1e-8, 0.01)
-    for step in range(1, 9):
+    weights = SuperNet(4, 8, 4).weights()
+    step = kernels.SearchStep(ours, moments, weights, kernels.zeros_in_one_piece(weights), SPEC)
+    for number in range(1, 9):
         gradient = [torch.randn(14, generator=g, dtype=torch.float64) for _ in ours]
         plain.step(gradient)
-        kernels.move_architecture(ours, gradient, moments, 0.06, (0.5, 0.999), 1e-8, 0.01, step)
+        step.move_betas(gradient, 0.06, (0.5, 0.999), 1e-8, 0.01, number)
         for a, b in zip(ours, plain.tensors, strict=True):
             assert (a - b).abs().max() <= 1e-14
     with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
-        kernels.move_architecture(ours, gradient, moments, 0.06, (0.5, 0.999), 1e-8, 0.01, 0)
+        step.move_betas(gradient, 0.06, (0.5, 0.999), 1e-8, 0.01, 0)
     with pytest.raises(ValueError, match=r"gradient\[1\]: expected contiguous torch.float64 of shape .14,."):
-        kernels.move_architecture(ours, [ours[0], ours[1][:13]], moments, 0.06, (0.5, 0.999), 1e-8, 0.01, 1)
+        step.move_betas([ours[0], ours[1][:13]], 0.06, (0.5, 0.999), 1e-8, 0.01, 1)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
@@ -145,19 +148,36 @@ def test_what_the_backend_does_not_take_goes_the_plain_way():
     assert torch.allclose(run.weights[0], plain.weights[0], rtol=1e-4, atol=1e-6)
 
 
-def arguments(**changes):
-    net, (batch,) = SuperNet(4, 8, 4), batches(1)
-    given = {
-        "images": batch.images,
-        "labels": batch.labels,
-        "betas": net.betas(),
-        "weights": net.weights(),
-        "into": None,
-    }
-    return given | changes
+def test_weights_that_moved_house_are_found_again():
+    ours, plain = a_run(), a_run(Run)
+    for run in (ours, plain):
+        steps(run, 1)
+        run.weights[-1].data = run.weights[-1].data.clone()
+    before = ours.step
+    assert not before.in_place()
+    with pytest.raises(ValueError, match="weights: expected them where they were checked"):
+        before.gradient_by_weights(*dataclasses.astuple(batches(1)[0]))
+    steps(ours, 1), steps(plain, 1)
+    assert ours.step is not before
+    assert ours.losses[1] == pytest.approx(plain.losses[1], rel=1e-5)
 
 
-BETAS = [torch.zeros(14, dtype=torch.float64)] * 2
+def test_both_passes_are_told():
+    run = a_run()
+    with kernels.trace() as launches:
+        run.architecture_step(batches(1)[0])
+    stages = [launch.stage for launch in launches]
+    assert [stages.index(s) for s in ("stem_covariance", "stem_fwd")] == [0, 1]
+    assert sum(s.endswith("_bwd") for s in stages) == sum(s.endswith("_fwd") for s in stages) - 1
+
+
+def state(**changes):
+    weights = SuperNet(4, 8, 4).weights()
+    pairs = [[torch.zeros(14, dtype=torch.float64)] * 2 for _ in range(3)]
+    given = {"betas": pairs[0], "first": pairs[1], "second": pairs[2], "weights": weights}
+    given |= {"velocity": [torch.zeros_like(w) for w in weights]} | changes
+    moments = given.pop("first"), given.pop("second")
+    return kernels.SearchStep(given["betas"], moments, given["weights"], given["velocity"], SPEC)
 
 
 @pytest.mark.parametrize(
@@ -167,30 +187,42 @@ BETAS = [torch.zeros(14, dtype=torch.float64)] * 2
         ({"labels": torch.full((6,), -1)}, r"labels\[0\]: expected 0 to 3, got -1"),
         ({"labels": torch.zeros(6)}, "labels: expected contiguous torch.int64 of shape .6,. on the cpu, got"),
         ({"labels": torch.zeros(5, dtype=torch.int64)}, "labels: expected contiguous torch.int64 of shape .6,."),
-        ({"betas": [BETAS[0], BETAS[0].float()]}, r"betas\[1\]: expected contiguous torch.float64"),
-        ({"betas": [BETAS[0][:13], BETAS[0]]}, r"betas\[0\]: expected contiguous torch.float64 of shape .14,."),
-        ({"betas": BETAS[:1]}, "betas: expected two tensors, got 1"),
         ({"images": torch.zeros(6, 3, 8, 6)}, "images: expected shape .B, 1 or 3, H, W."),
-        ({"weights": []}, "weights: expected .* tensors, got 0"),
-        ({"into": []}, "into: expected .* tensors, got 0"),
-        ({"into": [torch.zeros(1)] * 35}, r"into: expected .* tensors, got 35"),
+        ({"images": torch.zeros(6, 1, 8, 8)}, "images: expected 3 channels, got 1"),
+        ({"images": torch.zeros(6, 3, 8, 8, dtype=torch.float64)}, "images: expected float32 on the cpu"),
         ({"precision": "half"}, "precision: expected one of float32, bf16_backward, bf16, got 'half'"),
     ],
 )
-def test_bad_arguments_meet_a_sentence(changes, sentence):
+def test_a_bad_batch_meets_a_sentence(changes, sentence):
+    (batch,) = batches(1)
+    given, step = {"images": batch.images, "labels": batch.labels} | changes, state()
+    for gradient in (partial(step.gradient_by_betas, into=step.moments[0]), step.gradient_by_weights):
+        with pytest.raises((ValueError, TypeError), match=sentence):
+            gradient(**given)
+    with pytest.raises(ValueError, match="into: expected 2 tensors, got 1"):
+        step.gradient_by_betas(**given, into=step.betas[:1])
+
+
+BETAS = [torch.zeros(14, dtype=torch.float64)] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"betas": [BETAS[0], BETAS[0].float()]}, r"betas\[1\]: expected contiguous torch.float64"),
+        ({"betas": [BETAS[0][:13], BETAS[0]]}, r"betas\[0\]: expected contiguous torch.float64 of shape .14,."),
+        ({"betas": BETAS[:1]}, "betas: expected two tensors, got 1"),
+        ({"first": BETAS[:1]}, "first: expected 2 tensors, got 1"),
+        ({"second": [BETAS[0], torch.zeros(28, dtype=torch.float64)[::2]]}, r"second\[1\]: expected contiguous"),
+        ({"weights": []}, "weights: expected .* tensors, got 0"),
+        ({"weights": [torch.zeros(24, 3, 3, 3)] * 35}, "weights: expected .* tensors, got 35"),
+        ({"velocity": []}, "velocity: expected .* tensors, got 0"),
+        (
+            {"velocity": [w.double() for w in SuperNet(4, 8, 4).weights()]},
+            r"velocity\[0\]: expected contiguous torch.f",
+        ),
+    ],
+)
+def test_what_cannot_be_searched_meets_a_sentence(changes, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
-        kernels.loss_and_gradient(**arguments(**changes), spec=SPEC)
-
-
-def test_what_takes_the_gradient_must_be_like_the_weights():
-    given = arguments()
-    into = [torch.zeros_like(w) for w in given["weights"]]
-    into[3] = into[3].double()
-    with pytest.raises(ValueError, match=r"into\[3\]: expected contiguous torch.float32"):
-        kernels.loss_and_gradient(**given | {"into": into}, spec=SPEC)
-    weights = given["weights"]
-    rest = (0.1, None, 0.9, 0.0, False)
-    with pytest.raises(ValueError, match=r"velocity: expected .* tensors, got 1"):
-        kernels.move_weights(weights, weights[:1], weights, *rest)
-    with pytest.raises(ValueError, match=r"gradient\[3\]: expected contiguous torch.float32"):
-        kernels.move_weights(weights, weights, into, *rest)
+        state(**changes)

@@ -143,15 +143,15 @@ def stages(step, *args):
 def test_the_compiled_network_is_asked_for_what_a_step_needs(wrap_net):
     asked = []
 
-    def backward(net, *arguments):
-        asked.append((arguments[6:8] != (0, 0), len(arguments[8])))  # edge gradients wanted, weight gradients
-        net.backward(*arguments)
+    def loss_and_gradient(net, *arguments):
+        asked.append(tuple(d_betas != 0 for d_betas in arguments[4:6]))  # if not, the weights' gradients
+        return net.loss_and_gradient(*arguments)
 
-    wrap_net(backward=backward)
+    wrap_net(loss_and_gradient=loss_and_gradient)
     run, batch, _ = a_run()
     assert "stem_bwd" not in stages(run.architecture_step, batch)  # the stem has weights only
     assert "stem_bwd" in stages(run.weight_step, batch, 0.025)
-    assert asked == [(True, 0), (False, len(run.weights))]
+    assert asked == [(True, True), (False, False)]
 
 
 def test_a_step_moves_by_its_rate():
