@@ -281,7 +281,7 @@ FTSO_INLINE void weight_gradients(const CellStep& c, int64_t chunk, int64_t firs
 template <typename Visit>
 FTSO_INLINE void every_tile(const Shape& s, int64_t chunk, Visit visit) {
   const int64_t rows = tile_rows(s);
-  for (int64_t b = s.B * chunk / kChunks; b < s.B * (chunk + 1) / kChunks; ++b)
+  for (int64_t b = first_image(s.B, chunk); b < first_image(s.B, chunk + 1); ++b)
     for (int64_t r = 0; r < s.H; r += rows) visit(b, (b * s.H + r) * s.W, (s.H - r < rows ? s.H - r : rows) * s.W);
 }
 

@@ -159,8 +159,13 @@ void SkipNet::launch(const char* name, const char* (*kernel)(const Step&, int64_
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   const char* ran[kChunks];
-  over_chunks_of_work(kChunks, threads,
-                      [&](int64_t chunk) { ran[chunk] = kernel(step, chunk, thread_scratch(scratch)); });
+  over_chunks_of_work(kChunks + static_cast<int64_t>(later_.size()), threads, [&](int64_t i) {
+    if (i < kChunks)
+      ran[i] = kernel(step, i, thread_scratch(scratch));
+    else
+      later_[i - kChunks].add();
+  });
+  later_.clear();
   launches_.push_back({name, ran[0], std::chrono::duration<double>(Clock::now() - start).count(), work});
 }
 
@@ -262,6 +267,11 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
     Tensor& t = tensors_[tensor];
     finish_backward(t.back_sums, static_cast<double>(pixels(t.shape)), t.mean, t.scale, t.al, t.be, t.ga);
   };
+  const auto add_weights_of = [&](int tensor) {
+    if (!with_weights || tensor < 0) return;
+    add_later(tensors_[tensor].dw);
+    if (tensors_[tensor].strided) add_later(tensors_[tensor].dw2);
+  };
   for (size_t i = cells_.size(); i-- > 0;) {
     Cell& c = cells_[i];
     finish(c.product), finish(c.strided);
@@ -272,10 +282,14 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
       finish_backward(c.back_sums, static_cast<double>(pixels(c.out)), c.mean, c.scale, c.al, c.be, c.ga);
       const ReducePaths paths = reduce_paths(run, c);
       const int64_t scratch = 2 * (c.X + c.F) + tile(c.out) * (2 * c.q + c.F + c.X) + kLanes;
+      add_weights_of(c.product), add_weights_of(c.strided);
       launch("reduce_paths_bwd", isa.reduce_paths_bwd, paths, work_of(paths, true), scratch, threads);
+      for (auto& dw : c.dw)
+        if (with_weights) add_later(dw);
     } else {
       const CellStep step = cell_step(run, i);
       launch("cell_bwd", isa.cell_bwd, step, work_of(step, true), cell_scratch(step), threads);
+      add_weights_of(c.product), add_weights_of(c.strided);
     }
   }
   if (with_weights) {
@@ -283,6 +297,7 @@ const char* SkipNet::backward(float* memory, const float* images, const float* c
     const StemStep stem = stem_step(run);
     launch("stem_bwd", isa.stem_bwd, stem, work_of(stem, true),
            tile(stem.shape) * 2 * (stem.S + stem.product.N) + padded_image(stem), threads);
+    add_weights_of(0);
     unpack_all(weights, d_weights, threads);
   }
   float* const d_edges[2] = {d_edges_normal, d_edges_reduce};

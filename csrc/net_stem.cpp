@@ -95,8 +95,8 @@ void convolve_beside_tiles(const StemStep& s, int64_t chunk, float* scratch) {
   float* out = left + thirds_floats(kColumns, kPixels);
   Padded image(s, out + kOut);
   Patches patch(image);
-  const int64_t B = s.shape.B, HW = s.shape.H * s.shape.W, first = B * chunk / kChunks;
-  const int64_t groups = (B * (chunk + 1) / kChunks - first) * HW / kPixels;
+  const int64_t B = s.shape.B, HW = s.shape.H * s.shape.W, first = first_image(B, chunk);
+  const int64_t groups = (first_image(B, chunk + 1) - first) * HW / kPixels;
   double* sums = s.product.sums + chunk * 2 * kColumns;
   const Vec scale[3] = {load(s.scale), load(s.scale + kLanes), load(s.scale + 2 * kLanes)};
   const Vec shift[3] = {load(s.shift), load(s.shift + kLanes), load(s.shift + 2 * kLanes)};
@@ -200,7 +200,7 @@ void covariance(const StemStep& s, int64_t chunk, float* scratch) {
   double* sums = s.covariance + chunk * kPatchSums * kSums;
   for (int64_t i = 0; i < kPatchSums * kSums; ++i) sums[i] = 0;
   Planes<C> planes(s.shape, scratch);
-  for (int64_t b = B * chunk / kChunks; b < B * (chunk + 1) / kChunks; ++b) {
+  for (int64_t b = first_image(B, chunk); b < first_image(B, chunk + 1); ++b) {
     planes.read(s.images + b * C * H * W);
     double* of_part = sums;
     every_patch_sum([&](int dy, int dx, int y, int x) {

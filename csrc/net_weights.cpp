@@ -66,26 +66,38 @@ void SkipNet::split_all(Tensor& t) const {
   split(backward, t.wt, N, t.K, t.wt_tiles), split(backward && t.strided, t.wt2, N, t.K, t.wt2_tiles);
 }
 
-// Adds the chunks of a partial up, in place of the first. They come from memory: the next is asked for ahead.
-static void add_chunks(Partials<float>& partial) {
+static constexpr int64_t kSummed = 4096;  // values of a partial at a time: a tenth of a millisecond
+
+// Chunks come from memory: the next is asked for ahead.
+void SkipNet::Sum::add() const {
   constexpr int64_t kBlock = 512;
-  const int64_t n = static_cast<int64_t>(partial.size()) / kChunks;
+  const int64_t n = static_cast<int64_t>(partial->size()) / kChunks;
   double total[kBlock];
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t size = std::min(kBlock, n - first);
-    std::fill(total, total + size, 0.0);
+  for (int64_t at = first; at < first + size; at += kBlock) {
+    const int64_t block = std::min(kBlock, first + size - at);
+    std::fill(total, total + block, 0.0);
     for (int64_t c = 0; c < kChunks; ++c) {
-      const float* chunk = partial.data() + c * n + first;
-      const float* next = c + 1 < kChunks ? chunk + n : partial.data() + first + size;
-      for (int64_t i = 0; i < size; i += kLanes) __builtin_prefetch(next + i);
-      for (int64_t i = 0; i < size; ++i) total[i] += chunk[i];
+      const float* chunk = partial->data() + c * n + at;
+      const float* next = c + 1 < kChunks ? chunk + n : partial->data() + at + block;
+      for (int64_t i = 0; i < block; i += kLanes) __builtin_prefetch(next + i);
+      for (int64_t i = 0; i < block; ++i) total[i] += chunk[i];
     }
-    for (int64_t i = 0; i < size; ++i) partial[first + i] = static_cast<float>(total[i]);
+    for (int64_t i = 0; i < block; ++i) (*partial)[at + i] = static_cast<float>(total[i]);
   }
 }
 
-void SkipNet::unpack(Tensor& t, float* const* d_weights) {
-  add_chunks(t.dw);
+void SkipNet::add_later(Partials<float>& partial) {
+  const int64_t n = static_cast<int64_t>(partial.size()) / kChunks;
+  for (int64_t first = 0; first < n; first += kSummed)
+    later_.push_back({&partial, first, std::min(kSummed, n - first)});
+}
+
+void SkipNet::add_now(int threads) {
+  over_chunks_of_work(static_cast<int64_t>(later_.size()), threads, [&](int64_t i) { later_[i].add(); });
+  later_.clear();
+}
+
+void SkipNet::unpack(const Tensor& t, float* const* d_weights) const {
   if (!t.strided) {
     for (const Part& p : t.parts)
       every_weight(t.groups, t.width, p.rows, [&](int64_t k, int64_t o, int64_t into) {
@@ -93,7 +105,6 @@ void SkipNet::unpack(Tensor& t, float* const* d_weights) {
       });
     return;
   }
-  add_chunks(t.dw2);
   const int64_t second = t.offset ? 0 : t.half;
   every_weight(t.groups, t.width, t.half, [&](int64_t k, int64_t o, int64_t into) {
     d_weights[t.parts[0].weight][into] = t.dw[k * t.split + o];
@@ -146,10 +157,10 @@ void SkipNet::pack_all(const float* const* weights, int threads) {
 }
 
 void SkipNet::unpack_all(const float* const* weights, float* const* d_weights, int threads) {
+  add_now(threads);
   for_all(
       tensors_, cells_, threads, [&](Tensor& t) { unpack(t, d_weights); },
       [&](Cell& c) {
-        for (auto& dw : c.dw) add_chunks(dw);
         every_path_weight(c.q, c.weight, [&](int64_t input, int64_t k, int64_t column, int64_t index, int64_t into) {
           d_weights[index][into] = c.dw[input][k * c.F + column];
         });

@@ -100,6 +100,11 @@ class SkipNet {
     std::vector<int32_t> fwd, bwd, to;
     Shuffle shuffle() const { return {padded / kLanes, C, fwd.data(), bwd.data(), to.data()}; }
   };
+  struct Sum {  // some values of a partial
+    Partials<float>* partial;
+    int64_t first, size;
+    void add() const;
+  };
   struct Plan {
     std::vector<int64_t> offsets;
     int64_t floats = 0;
@@ -121,7 +126,7 @@ class SkipNet {
 
   void pack(Tensor& t, const float* const* weights);
   void split_all(Tensor& t) const;
-  void unpack(Tensor& t, float* const* d_weights);
+  void unpack(const Tensor& t, float* const* d_weights) const;
   void pack_all(const float* const* weights, int threads);
   void unpack_all(const float* const* weights, float* const* d_weights, int threads);
   void unpack_stem(const float* const* weights, float* const* d_weights) const;
@@ -137,12 +142,18 @@ class SkipNet {
   ReduceStep reduce_step(const Run& run, size_t index);
   StemStep stem_step(const Run& run);
   int64_t cell_scratch(const CellStep& c) const;
+  // Chunks of a weight gradient to be added up, in place of the first: by threads that find no chunk of the next launch
+  // left, or in the end.
+  void add_later(Partials<float>& partial);
+  void add_now(int threads);
+
   template <typename Step>
   void launch(const char* name, const char* (*kernel)(const Step&, int64_t, float*), const Step& step, Work work,
               int64_t scratch, int threads);
 
   Spec spec_;
   std::vector<Launch> launches_;
+  std::vector<Sum> later_;
   int64_t stem_, stem_padded_, n_weights_, n_stages_;
   std::vector<Tensor> tensors_;
   std::vector<Cell> cells_;
