@@ -11,12 +11,21 @@ namespace {
 // vector writes too far is overwritten (the last row has slack behind it).
 FTSO_INLINE void activate(const ReducePaths& r, const Source& x, int64_t first, int64_t P, float* a) {
   const float* z = x.z + first * x.ld;
+  const auto put = [=](int64_t at, Vec scale, Vec shift) { store(a + at, rectified(fma(load(z + at), scale, shift))); };
+  if (2 * r.q == kLanes) {  // both pixels of a window are one vector
+    float scale[kLanes], shift[kLanes];
+    for (int64_t c = 0; c < kLanes; ++c) scale[c] = x.scale[c % r.q], shift[c] = x.shift[c % r.q];
+    const Vec s = load(scale), t = load(shift);
+    for (int64_t i = 0; i < P; ++i) put(i * kLanes, s, t);
+    return;
+  }
   for (int64_t i = 0; i < 2 * P; ++i)
-    for (int64_t c = 0; c < r.q; c += kLanes) {
-      prefetch(z + (i + 2 * kAhead) * r.q + c);
-      const Vec value = fma(load(z + i * r.q + c), load(x.scale + c), load(x.shift + c));
-      store(a + i * r.q + c, rectified(value));
-    }
+    for (int64_t c = 0; c < r.q; c += kLanes) put(i * r.q + c, load(x.scale + c), load(x.shift + c));
+}
+
+// What `activate` will read from window `next` on.
+FTSO_INLINE Ahead::Stream processed_ahead(const ReducePaths& r, const Source& x, int64_t next) {
+  return {x.z + next * x.ld, 2 * r.q, 2 * r.q};
 }
 
 // Reads the paths' values at one pixel, and mixes the four nodes into x.
@@ -266,9 +275,9 @@ const char* reduce_paths_fwd(const ReducePaths& r, int64_t chunk, float* scratch
   every_tile(r.shape, chunk, [&](int64_t, int64_t first, int64_t P) {
     for (int input = 0; input < 2; ++input) {
       activate(r, r.x[input], first, P, a);
-      product_with_statistics(past_caches, {a, 2 * r.q}, P, r.w[input], r.F, 2 * r.q, r.F,
-                              r.f + first * 2 * r.F + input * r.F, 2 * r.F,
-                              {sums + input * r.F, sums + 2 * r.F + input * r.F});
+      product_with_statistics(
+          past_caches, {a, 2 * r.q}, P, r.w[input], r.F, 2 * r.q, r.F, r.f + first * 2 * r.F + input * r.F, 2 * r.F,
+          {sums + input * r.F, sums + 2 * r.F + input * r.F}, {{processed_ahead(r, r.x[input], first + P)}});
     }
   });
   return compiled_isa;
@@ -333,14 +342,16 @@ const char* reduce_paths_bwd(const ReducePaths& r, int64_t chunk, float* scratch
         const int64_t column = input * r.F + c;
         const Vec al = load(als + column), be = load(r.be + column), ga = load(r.ga + column);
         const float *f = r.f + first * 2 * r.F + column, *nodes = r.d_nodes + first * r.F + c;
-        for (int64_t i = 0; i < P; ++i, nodes += r.F, f += 2 * r.F) {
-          prefetch(nodes + kAhead * r.F), prefetch(f + kAhead * 2 * r.F);
+        for (int64_t i = 0; i < P; ++i, nodes += r.F, f += 2 * r.F)
           store(df + i * r.F + c, fma(al, load(nodes), fma(be, load(f), ga)));
-        }
       }
       activate(r, x, first, P, a);
       if (x.g) {
-        product<Out::kStore>({df, r.F}, P, r.wt[input], r.X, r.F, r.X, da, r.X);
+        const int64_t next = first + P;
+        const Ahead ahead{{{r.f + next * 2 * r.F + input * r.F, 2 * r.F, r.F},
+                           {r.d_nodes + next * r.F, r.F, input ? 0 : r.F},
+                           processed_ahead(r, x, next)}};
+        product<Out::kStore>({df, r.F}, P, r.wt[input], r.X, r.F, r.X, da, r.X, {}, ahead);
         put_processed(r, x, first, P, a, da, sums, chunk);
       }
       if (r.dw[input]) outer_product(a, 2 * r.q, 2 * r.q, df, r.F, r.F, P, r.dw[input] + chunk * 2 * r.q * r.F, r.F);
