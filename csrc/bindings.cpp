@@ -222,12 +222,12 @@ PYBIND11_MODULE(_C, m) {
       .def("backward", &net_backward);
   bind_node(m);
   bind_search_step(m);
-  m.def("crop", [](int64_t n, int64_t H, int64_t W, int64_t C, int64_t pad, uintptr_t images, uintptr_t rows,
-                   uintptr_t columns, uintptr_t flips, uintptr_t values, uintptr_t out, int threads) {
+  m.def("crop", [](int64_t n, int64_t H, int64_t W, int64_t C, int64_t pad, uintptr_t images, uintptr_t bits,
+                   uintptr_t values, uintptr_t out, int threads) {
     py::gil_scoped_release release;
-    ftso::crop({n, H, W, C, pad, at<const uint8_t>(images), at<const int64_t>(rows), at<const int64_t>(columns),
-                at<const bool>(flips), at<const float>(values), at<float>(out)},
-               threads);
+    ftso::crop(
+        {n, H, W, C, pad, at<const uint8_t>(images), at<const uint64_t>(bits), at<const float>(values), at<float>(out)},
+        threads);
   });
   m.def("folded_conv", [](const std::array<int64_t, 4>& x_sizes, const std::vector<int64_t>& channels,
                           const std::array<int, 3>& window, const View& x, const Addresses& weights,

@@ -4,14 +4,13 @@
 
 namespace ftso {
 
-// images [n][H][W][C], with `pad` pixels of value 0 thought around each. Output pixel (y, x) of image i is its pixel
-// (y + rows[i] - pad, x + columns[i] - pad), mirrored in x first where flips[i]; rows, columns: 0 to 2 pad.
-// values [C][256]: what each byte of a channel becomes. out [n][C][H][W].
+// images [n][H][W][C], with `pad` pixels of value 0 thought around each, are cut and mirrored as their 64 random bits
+// say: the highest 24 choose the first row, the next 24 the first column, both of 2 pad + 1, the lowest one whether the
+// cut is mirrored. values [C][256]: what each byte of a channel becomes. out [n][C][H][W].
 struct Crops {
   int64_t n, H, W, C, pad;
   const uint8_t* images;
-  const int64_t *rows, *columns;
-  const bool* flips;
+  const uint64_t* bits;
   const float* values;
   float* out;
 };

@@ -72,12 +72,12 @@ def augment(images: NDArray[np.uint8], seed: int, stream: int, epoch: int, index
     """
     count, height, width, channels = images.shape
     bits = draws(seed, stream + _CROP, epoch, index)
-    span = np.uint64(2 * PAD + 1)
-    rows = ((bits >> np.uint64(40)) * span) >> np.uint64(24)
-    columns = (((bits >> np.uint64(16)) & np.uint64(0xFFFFFF)) * span) >> np.uint64(24)
-    rows, columns, flip = rows.astype(np.int64), columns.astype(np.int64), (bits & np.uint64(1)).astype(bool)
-    if (found := cropped(images, rows, columns, flip, PAD, _value_of_every_byte(channels))) is not None:
+    if (found := cropped(images, bits, PAD, _value_of_every_byte(channels))) is not None:
         return found
+    span = np.uint64(2 * PAD + 1)
+    rows = (((bits >> np.uint64(40)) * span) >> np.uint64(24)).astype(np.int64)
+    columns = ((((bits >> np.uint64(16)) & np.uint64(0xFFFFFF)) * span) >> np.uint64(24)).astype(np.int64)
+    flip = (bits & np.uint64(1)).astype(bool)
     padded = np.zeros((count, height + 2 * PAD, width + 2 * PAD, channels), np.uint8)
     padded[:, PAD:-PAD, PAD:-PAD] = images
     windows = sliding_window_view(padded, (height, width), axis=(1, 2))

@@ -163,15 +163,21 @@ class Finish:
 
     def __call__(self, raw: Raw, stream: int, epoch: int, number: int) -> Batch:
         where = f"{NAMES[stream]} {number}"
-        images, index = tensor_of(raw[0], where), raw[2]
-        labels = torch.from_numpy(label_array(raw[1], where))
-        if bytewise := images.dtype == torch.uint8:
-            pixels = nhwc(images.cpu().numpy(), where)
-            images = augment(
-                pixels.astype(np.uint8, copy=False), self.seed, stream, epoch, np.resize(index, len(pixels))
-            )
-        batch = Batch(images.to(torch.float32), labels)
-        check_batch(batch, where, self.shape, self.classes, bytewise)
+        given, numbers, index = raw[0], label_array(raw[1], where), raw[2]
+        if self.classes is not None:
+            check_labels(numbers, self.classes, where)
+        labels = torch.from_numpy(numbers)
+        pixels = given if isinstance(given, np.ndarray) and given.dtype == np.uint8 else None
+        if pixels is None:
+            images = tensor_of(given, where)
+            pixels = images.cpu().numpy() if images.dtype == torch.uint8 else None
+        if bytewise := pixels is not None:
+            pixels = nhwc(pixels, where).astype(np.uint8, copy=False)
+            images = augment(pixels, self.seed, stream, epoch, np.resize(index, len(pixels)))
+        else:
+            images = images.to(torch.float32)
+        batch = Batch(images, labels)
+        check_batch(batch, where, self.shape, None, bytewise)
         if self.shape is None:
             self.shape = (images.shape[1], images.shape[2], images.shape[3])
             if bytewise:

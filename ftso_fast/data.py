@@ -1,8 +1,10 @@
 """Any object that holds labelled images -> the two streams of batches of a search. Knows no model."""
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ from .loaders import (
 from .readers import Images, read_images
 
 __all__ = ["Batch", "DataReport", "SearchData", "check_batch", "ended_early", "prepare"]
+
+AHEAD = 1 << 24
+"""Bytes of batches that a half prepares at a time."""
 
 ACCEPTED = (
     "a file name or 'digits', an ImageSet, a DataLoader, a map data set, a tuple (X, y) of arrays, a tuple of two "
@@ -175,6 +180,16 @@ def _endless(source: str, one_pass: Callable[[int], Iterator[Batch]]) -> tuple[B
     return first, passes
 
 
+def _in_groups(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
+    """The same batches, made `size` at a time behind the first: what makes one behind a search step has to come from
+    memory, code and all, and takes several times as long as the next."""
+    group = deque(islice(batches, 1))
+    while group:
+        yield group.popleft()
+        if not group:
+            group.extend(islice(batches, size))
+
+
 def _from_halves(
     finish: Finish,
     parts: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -182,8 +197,10 @@ def _from_halves(
     split: str,
     batch_size: int,
     read: Callable[[int, int, list[NDArray[np.int64]]], Iterator[Raw]],
+    ahead: int = 1,
 ) -> SearchData:
-    """Map data: `read(stream, epoch, indices of each batch)` yields the raw batches of a pass over a half."""
+    """Map data: `read(stream, epoch, indices of each batch)` yields the raw batches of a pass over a half; `ahead`: how
+    many of them are finished at a time."""
     if batch_size < 2:
         raise DataError(
             f"batch_size={batch_size}: a batch needs at least 2 images (batch norm takes statistics over "
@@ -194,8 +211,8 @@ def _from_halves(
         half = parts[stream == ARCHITECTURE]
         shuffled = half[order(len(half), finish.seed, stream, epoch)]
         cuts = [shuffled[i : i + batch_size] for i in range(0, len(shuffled), batch_size)]
-        for number, raw in enumerate(read(stream, epoch, [cut for cut in cuts if len(cut) > 1])):
-            yield finish(raw, stream, epoch, number)
+        raws = read(stream, epoch, [cut for cut in cuts if len(cut) > 1])
+        return _in_groups((finish(raw, stream, epoch, number) for number, raw in enumerate(raws)), ahead)
 
     _, architecture = _endless(source, lambda epoch: one_pass(ARCHITECTURE, epoch))
     images = len(parts[0])
@@ -241,7 +258,8 @@ def _from_arrays(
             some = images[index]
             yield some if some.dtype == np.uint8 else some.transpose(0, 3, 1, 2), labels[index], index
 
-    return _from_halves(finish, parts, source, split, batch_size, read)
+    ahead = max(1, AHEAD // (4 * batch_size * math.prod(images.shape[1:])))
+    return _from_halves(finish, parts, source, split, batch_size, read, ahead)
 
 
 def _from_map(data: Any, source: str, finish: Finish, batch_size: int, like: DataLoader[Any] | None) -> SearchData:

@@ -20,7 +20,8 @@ class CpuRun(Run):
     gradients: deque[list[Tensor]]
     """By the betas: the last one, and room for the next."""
     step: kernels.SearchStep | None = None
-    taken: float | None = None  # of the last architecture gradient: its size, if it was the backend's
+    found: tuple[list[Tensor] | None, float] = (None, 0.0)
+    """The backend's last gradient by the betas, and its size."""
 
     def __init__(self, net: SuperNet, config: SearchConfig, order: int = 1) -> None:
         super().__init__(net, config, order)
@@ -29,22 +30,23 @@ class CpuRun(Run):
     def architecture_gradient(self, batch: Batch) -> tuple[float, list[Tensor]]:
         """`Run.architecture_gradient`."""
         step = self._step_for(batch)
-        self.taken = None
         if step is None:
             return super().architecture_gradient(batch)
         into = self.gradients.popleft()
         self.gradients.append(into)
-        loss, self.taken = step.gradient_by_betas(batch.images, batch.labels, into, self.net.precision)
+        loss, size = step.gradient_by_betas(batch.images, batch.labels, into, self.net.precision)
+        self.found = into, size
         return loss, into
 
     def size_of(self, grads: list[Tensor]) -> float:
         """`Run.size_of`."""
-        return super().size_of(grads) if self.taken is None else self.taken
+        own, size = self.found
+        return size if grads is own else super().size_of(grads)
 
     def move_architecture(self, grads: list[Tensor]) -> None:
         """`Run.move_architecture`."""
         adam = self.adam
-        if self.step is None or self.taken is None:
+        if self.step is None or grads is not self.found[0]:
             super().move_architecture(grads)
             return
         adam.steps += 1

@@ -8,6 +8,7 @@ large, most of which nobody ever touches: a gap too small for one buffer then is
 import math
 import mmap
 import os
+import threading
 import weakref
 from bisect import bisect
 from collections.abc import Sequence
@@ -102,6 +103,7 @@ class _Region:
 
 
 _regions: list[_Region] = []
+_lending = threading.RLock()  # batches are prepared beside the kernels
 
 
 def _region(floats: int) -> _Region:
@@ -121,13 +123,14 @@ def pooled(*shape: int) -> Tensor:
     if floats < SMALL:
         return torch.empty(shape)
     whole = -(-floats // PAGE) * PAGE
-    for region in _regions:
-        part = region.lend(whole, shape)
-        if part is not None:
-            return part
-    release()
-    _regions.append(_region(whole))
-    part = _regions[-1].lend(whole, shape)
+    with _lending:
+        for region in _regions:
+            part = region.lend(whole, shape)
+            if part is not None:
+                return part
+        release()
+        _regions.append(_region(whole))
+        part = _regions[-1].lend(whole, shape)
     assert part is not None
     return part
 
@@ -141,4 +144,5 @@ def room(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def release() -> None:
     """Give memory that nobody uses back to the system."""
-    _regions[:] = [region for region in _regions if not region.release()]
+    with _lending:
+        _regions[:] = [region for region in _regions if not region.release()]

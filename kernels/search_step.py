@@ -87,7 +87,8 @@ class SearchStep:
             raise ValueError("search_step: weights: expected them where they were checked, got other memory")
         images = images.contiguous()
         by_betas = d_betas[0] != 0
-        workspace = Lease(images, self.spec, self.classes, precision, (by_betas, by_betas, not by_betas)).workspace
+        lease = Lease(images, self.spec, self.classes, precision, (by_betas, by_betas, not by_betas))
+        workspace = lease.workspace  # ours as long as the lease
         addresses = [t.data_ptr() for t in (workspace.arena, images, labels)] + d_betas
         loss, size = workspace.net.loss_and_gradient(self._core, *addresses, torch.get_num_threads())
         record(workspace.net)

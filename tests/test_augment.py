@@ -121,7 +121,7 @@ def test_strided_images_are_read_rightly():
 def test_the_compiled_pass_gives_the_bytes_of_numpy(shape, monkeypatch):
     images, key = pixels(*shape), (1, WEIGHTS, 2, np.arange(shape[0]))
     threads, found = torch.get_num_threads(), []
-    monkeypatch.setattr(torch, "empty", lambda *size: torch.full(size, torch.nan))
+    monkeypatch.setattr("ftso_fast.kernels.crops.pooled", lambda *size: torch.full(size, torch.nan))
     for n in (1, 2, 3):
         torch.set_num_threads(n)
         found.append(augment(images, *key))
@@ -134,19 +134,19 @@ def test_the_compiled_pass_gives_the_bytes_of_numpy(shape, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"images": np.zeros((2, 4, 4, 3), np.float32)}, "images: expected uint8, got float32"),
-        ({"rows": np.array([0, 9])}, "rows: expected 0 to 8, got 0 to 9"),
-        ({"columns": np.array([-1, 3])}, "columns: expected 0 to 8, got -1 to 3"),
-        ({"columns": np.zeros(3, np.int64)}, "columns: expected 2 of int64"),
-        ({"flips": np.zeros(2, np.int64)}, "flips: expected 2 of bool"),
-        ({"values": torch.zeros(1, 256)}, r"values: expected float32 of shape \(3, 256\)"),
+        ({"images": np.zeros((2, 4, 4, 3), np.float32)}, "images: expected uint8 .N, H, W, C., got float32"),
+        ({"images": np.zeros((2, 4, 4), np.uint8)}, "images: expected uint8 .N, H, W, C., got uint8"),
+        ({"bits": np.zeros(3, np.uint64)}, "bits: expected uint64 of shape .2,., got uint64 .3,."),
+        ({"bits": np.zeros(2, np.int64)}, "bits: expected uint64 of shape .2,., got int64"),
+        ({"pad": -1}, "pad: expected 0 to 1048575, got -1"),
+        ({"values": torch.zeros(1, 256)}, r"values: expected contiguous float32 of shape \(3, 256\)"),
+        ({"values": torch.zeros(256, 3).T}, r"values: expected contiguous float32 of shape \(3, 256\)"),
     ],
 )
 def test_what_cannot_be_cropped_meets_a_sentence(changes, sentence):
-    zeros = np.zeros(2, np.int64)
-    given = {"images": pixels(2, 4, 4, 3), "rows": zeros, "columns": zeros, "flips": zeros.astype(bool), "pad": 4}
+    given = {"images": pixels(2, 4, 4, 3), "bits": np.zeros(2, np.uint64), "pad": 4, "values": torch.zeros(3, 256)}
     with pytest.raises(ValueError, match=sentence):
-        cropped(**given | {"values": torch.zeros(3, 256)} | changes)
+        cropped(**given | changes)
 
 
 @pytest.mark.parametrize("counts", [[5, 5], [3, 3, 3, 3], [1, 7, 2, 9, 1], [50], [4, 0, 5]])

@@ -13,6 +13,7 @@ from torch.utils.data import (
 )
 
 from ftso_fast.augment import ARCHITECTURE, WEIGHTS, augment, halves, order
+from ftso_fast.data import _in_groups, prepare
 from ftso_fast.readers import Images
 
 # Python 3.12 warns of any fork beside threads, and torch's loader forks its workers.
@@ -175,3 +176,22 @@ def test_an_images_object_and_its_official_order():
     first = ready(Images(FLOATS, Y.astype(np.int64), None, True, "here"))  # type: ignore[arg-type]
     assert sorted(i for b in first.weight_batches(0) for i in ids(b)) == list(range(11))
     assert sorted(i for b in islice(first.architecture_batches(), 3) for i in ids(b)) == list(range(11, 22))
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_batches_are_made_in_groups_behind_the_first(size):
+    made, seen = [], []
+    for batch in _in_groups((made.append(i) or i for i in range(8)), size):
+        seen.append((batch, len(made)))
+    groups = [1, *(min(1 + size * (1 + (i - 1) // size), 8) for i in range(1, 8))]
+    assert seen == list(enumerate(groups))
+
+
+def test_batches_made_together_are_those_made_alone(monkeypatch):
+    together = list(prepare((X, Y), classes=None, seed=0, batch_size=4).weight_batches(0))
+    monkeypatch.setattr("ftso_fast.data.AHEAD", 0)
+    alone = list(prepare((X, Y), classes=None, seed=0, batch_size=4).weight_batches(0))
+    assert len(alone) == 3
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, b.labels)

@@ -1,6 +1,7 @@
 """A search's steps on the cpu backend, which take no autograd, against the plain ones, which do."""
 
 import dataclasses
+import importlib
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from ftso_fast.on_cpu import CpuRun
 from ftso_fast.optimizer import Adam
 from ftso_fast.run import Run
 
+skip_net = importlib.import_module("ftso_fast.kernels.skip_net")
 CONFIG = SearchConfig(cells=4, channels=8, batch_size=6, weight_decay=0.01)
 SPEC = kernels.NetSpec(8, 4, 4)
 
@@ -169,6 +171,27 @@ def test_both_passes_are_told():
     stages = [launch.stage for launch in launches]
     assert [stages.index(s) for s in ("stem_covariance", "stem_fwd")] == [0, 1]
     assert sum(s.endswith("_bwd") for s in stages) == sum(s.endswith("_fwd") for s in stages) - 1
+
+
+def test_nobody_else_gets_the_memory_of_a_pass_under_way(wrap_net):
+    free = []
+
+    def loss_and_gradient(net, *arguments):
+        free.append(len(skip_net._free))
+        return net.loss_and_gradient(*arguments)
+
+    wrap_net(loss_and_gradient=loss_and_gradient)
+    steps(a_run(), 1)
+    assert free == [0, 0]
+    assert len(skip_net._free) == 1
+
+
+def test_a_gradient_that_is_not_the_last_pass_is_measured_by_itself():
+    run, (batch,) = a_run(), batches(1)
+    _, grads = run.architecture_gradient(batch)
+    assert run.size_of(grads) == pytest.approx(Run.size_of(run, grads), rel=1e-12)
+    others = [2 * g for g in grads]
+    assert run.size_of(others) == pytest.approx(2 * run.size_of(grads), rel=1e-12)
 
 
 def state(**changes):
