@@ -1,5 +1,8 @@
 """Memory that kernels work in: lent, joined with its neighbours, lent again, given back to the system."""
 
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,32 @@ def test_the_smallest_gap_that_fits_is_taken():
     at = [b.data_ptr() for b in buffers]
     buffers[0] = buffers[2] = None
     assert _memory.pooled(N + N // 4).data_ptr() == at[2]
+
+
+def test_threads_are_lent_memory_apart():
+    """Who prepares batches works beside the kernels: no two hold the same memory at a time."""
+    held, twice = set(), []
+
+    def work(_):
+        for _ in range(300):
+            part = _memory.pooled(N)
+            at = part.data_ptr()
+            if at in held:
+                twice.append(at)
+            held.add(at)
+            time.sleep(0)  # the others run
+            held.discard(at)
+            del part
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert not twice
+    assert len(_memory._regions) == 1
 
 
 def test_what_was_given_back_is_untouched_memory():
