@@ -24,6 +24,7 @@ def test_iteration(benchmark, lab, threads, piece):
     lab.compare(benchmark, "iteration", piece, OURS, threads, laboratory.flops()[piece], "GFLOP/s")
 
 
+@long_form
 @pytest.mark.parametrize("piece", [f"PC-DARTS {piece}" for piece in (*STEPS, "iteration", "first iteration")])
 def test_pc_darts(benchmark, lab, threads, piece):
     lab.compare(benchmark, "PC-DARTS", piece, OURS, threads, laboratory.pc_darts_flops()[piece], "GFLOP/s")
