@@ -116,14 +116,11 @@ def check_labels(labels: NDArray[np.int64], classes: int, where: str) -> None:
         )
 
 
-def check_batch(
-    batch: Batch, where: str, shape: Shape | None, classes: int | None, of_bytes: bool = False
-) -> None:  # fmt: skip
+def check_batch(batch: Batch, where: str, shape: Shape | None, of_bytes: bool) -> None:
     """DataError unless the batch is fit for the search; `where` names it in the message.
 
     images float32 B,C,H,W: B >= 2, C in {1, 3}, H and W multiples of 4, all finite, C,H,W equal to `shape` if
-    given; labels B, below `classes` if given (label_array has already checked that they are whole and >= 0).
-    of_bytes: the images were bytes, and so are finite.
+    given; labels B. of_bytes: the images were bytes, and so are finite.
     """
     images, labels = batch.images, batch.labels
     size = tuple(images.shape)
@@ -144,8 +141,6 @@ def check_batch(
         raise DataError(
             f"{where}: images of shape {size[1:]} follow images of shape {shape}: resize or convert them to one shape."
         )
-    if classes is not None:
-        check_labels(labels.cpu().numpy(), classes, where)
     # NaN passes through both, and is a tenth of the price of a sum in float64.
     if not of_bytes and images.numel() and not all(torch.isfinite(end) for end in torch.aminmax(images)):
         raise DataError(f"{where}: images hold NaN or infinity: clean the data or check the normalisation.")
@@ -164,9 +159,6 @@ class Finish:
     def __call__(self, raw: Raw, stream: int, epoch: int, number: int) -> Batch:
         where = f"{NAMES[stream]} {number}"
         given, numbers, index = raw[0], label_array(raw[1], where), raw[2]
-        if self.classes is not None:
-            check_labels(numbers, self.classes, where)
-        labels = torch.from_numpy(numbers)
         pixels = given if isinstance(given, np.ndarray) and given.dtype == np.uint8 else None
         if pixels is None:
             images = tensor_of(given, where)
@@ -176,14 +168,16 @@ class Finish:
             images = augment(pixels, self.seed, stream, epoch, np.resize(index, len(pixels)))
         else:
             images = images.to(torch.float32)
-        batch = Batch(images, labels)
-        check_batch(batch, where, self.shape, None, bytewise)
+        batch = Batch(images, torch.from_numpy(numbers))
+        check_batch(batch, where, self.shape, bytewise)
+        if self.classes is not None:
+            check_labels(numbers, self.classes, where)
         if self.shape is None:
             self.shape = (images.shape[1], images.shape[2], images.shape[3])
             if bytewise:
                 self.augmentation = "crop 4, flip, normalise"
         if self.classes is None:
-            self.know(int(labels.max()) + 1, "first batch")
+            self.know(int(numbers.max()) + 1, "first batch")
         return batch
 
     def know(self, classes: int | None, origin: str) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .augment import ARCHITECTURE, WEIGHTS, halves, order
-from .batch import NAMES, Batch, Finish, Raw, Shape, check_batch, check_labels, label_array, nhwc
+from .batch import NAMES, Batch, Finish, Raw, Shape, check_labels, label_array, nhwc
 from .errors import DataError, UsageError
 from .image_set import ImageSet
 from .loaders import (
@@ -29,7 +29,7 @@ from .loaders import (
 )
 from .readers import Images, read_images
 
-__all__ = ["Batch", "DataReport", "SearchData", "check_batch", "ended_early", "prepare"]
+__all__ = ["Batch", "DataReport", "SearchData", "ended_early", "prepare"]
 
 AHEAD = 1 << 24
 """Bytes of batches that a half prepares at a time."""

@@ -241,19 +241,15 @@ class Lease:
         self.intact = True
         return logits
 
-    def backward(
-        self, grad: Tensor, tensors: Sequence[Tensor], d_weights: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor | None, ...]:
-        """The wanted gradients, by both kinds of edges and by each weight, from the logits'. d_weights: contiguous
-        tensors that take the weights'."""
+    def backward(self, grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """The wanted gradients, by both kinds of edges and by each weight, from the logits'."""
         if not self.intact:  # a second backward pass: the first has used up what forward left
             self.forward(tensors)
         self.intact = False
         images, normal, reduce, *weights = (t.contiguous() for t in tensors)
         grad = grad.contiguous()
         edges = [torch.empty_like(e) if want else None for e, want in zip((normal, reduce), self.wanted, strict=False)]
-        if d_weights is None:
-            d_weights = [torch.empty_like(w) for w in weights] if self.wanted[2] else []
+        d_weights = [torch.empty_like(w) for w in weights] if self.wanted[2] else []
         self.workspace.net.backward(
             self.workspace.arena.data_ptr(),
             images.data_ptr(),
